@@ -1,0 +1,254 @@
+"""The command line: a verb reads, makes one library call and prints.
+
+Choices live in YAML; options say only which and where. A user's mistake is printed without a traceback and exits 2;
+Ctrl-C exits 130; a run with cells that failed exits 4, because its report has holes. Libraries are imported inside
+the verbs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+    from harness.display import Display
+    from harness.plan import Plan
+    from harness.store import Store
+
+EXIT_USER, EXIT_HOLES, EXIT_INTERRUPTED = 2, 4, 130
+
+
+def main() -> None:
+    """Runs the command line and turns exceptions into exit codes."""
+    import signal
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(cli(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USER)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was measured is kept, run again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except Exception as error:
+        from harness.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USER)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Treats a polite request to stop like Ctrl-C: the running cell is recorded first."""
+    raise KeyboardInterrupt
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="compression-harness")
+def cli() -> None:
+    """Compare distillation, quantization and every pipeline of the two: compress, measure, report."""
+
+
+def _where(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say where things are."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    for option in (
+        click.option("--results", type=folder, default="results", show_default=True, help="Folder of the records."),
+        click.option("--home", type=folder, default=None, help="Artifacts, environments [HARNESS_HOME or .harness]."),
+    ):
+        command = option(command)
+    return command
+
+
+_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="reports",
+    show_default=True,
+    help="Folder of the report.",
+)
+
+
+@cli.command()
+@_where
+@_out
+def quickstart(results: Path, home: Path | None, out: Path) -> int:
+    """Run the shipped small matrix on a real model and write its report."""
+    code = _run("quickstart", results, home)
+    _report(results / "quickstart", out / "quickstart", ())
+    return code
+
+
+@cli.command()
+@click.argument("matrix")
+@_where
+def run(matrix: str, results: Path, home: Path | None) -> int:
+    """Run MATRIX (a shipped name or a YAML file); what is recorded is not run again."""
+    return _run(matrix, results, home)
+
+
+@cli.command()
+@click.argument("matrix")
+@_where
+def plan(matrix: str, results: Path, home: Path | None) -> None:
+    """Show what MATRIX would run, what is cached, what is refused and why."""
+    from harness.estimate import estimate
+    from harness.show import plan_lines
+
+    made, store = _plan(matrix, results, home)
+    _print(plan_lines(made, estimate(made, store)))
+
+
+@cli.command()
+@click.argument("records", type=click.Path(path_type=Path, file_okay=False), default="results/quickstart")
+@_out
+@click.option("--with", "reporters", multiple=True, help="Reporter to use; may be repeated [all that can run here].")
+def report(records: Path, out: Path, reporters: tuple[str, ...]) -> None:
+    """Write tables and figures from the records in the folder RECORDS; runs nothing."""
+    _report(records, out / records.name if out == Path("reports") else out, reporters)
+
+
+@cli.command()
+@click.argument("sql")
+@click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default="results/quickstart", show_default=True
+)
+def query(sql: str, results: Path) -> None:
+    """Run SQL over the views records, metrics and observations."""
+    from harness import query as queries
+    from harness.show import table
+    from harness.store import Store
+
+    columns, rows = queries.run(Store(results), sql)
+    _console().print(table(columns, [[str(value) for value in row] for row in rows]))
+
+
+@cli.command(name="list")
+def list_() -> None:
+    """List plug-ins, what each needs and whether it can run here."""
+    from harness.cache import home as default_home
+    from harness.show import plugin_table
+
+    _console().print(plugin_table(default_home()))
+
+
+@cli.command()
+@click.argument("name")
+def explain(name: str) -> None:
+    """Explain the plug-in NAME: what it does, needs, why, what is known, its source and its arguments."""
+    from harness.show import explanation
+
+    _print([explanation(name)])
+
+
+@cli.command()
+@_where
+def doctor(results: Path, home: Path | None) -> None:
+    """Check hardware, runtimes, environments and the hub; say what to do about each problem."""
+    from harness import doctor as checks
+    from harness.cache import home as default_home
+
+    marks = {True: "ok  ", False: "PROBLEM ", None: ""}
+    for check in checks.examine(home or default_home(), results):
+        advice = f"\n      -> {check.remedy}" if check.remedy and check.good is not True else ""
+        click.echo(f"{marks[check.good]}{check.topic}: {check.found}{advice}")
+
+
+@cli.group()
+def env() -> None:
+    """Isolated interpreters for runtimes and stages whose requirements conflict."""
+
+
+@env.command()
+@click.argument("name")
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=None, help="[HARNESS_HOME or .harness]"
+)
+def create(name: str, home: Path | None) -> None:
+    """Make an environment from the extra NAME; the plan then uses it for what needs it."""
+    from harness import environments
+    from harness.cache import home as default_home
+
+    click.echo(f"making the environment {name}; this installs packages and may take minutes")
+    made = environments.create(name, home or default_home())
+    click.echo(f"{made.python} serves {', '.join(sorted(name for _, name in made.serves))}")
+
+
+@env.command(name="list")
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=None, help="[HARNESS_HOME or .harness]"
+)
+def env_list(home: Path | None) -> None:
+    """List environments, what each serves, and the extras that could become one."""
+    from harness import environments
+    from harness.cache import home as default_home
+
+    for environment in environments.found(home or default_home()):
+        click.echo(f"{environment.name}: {environment.python}")
+        click.echo(f"    serves {', '.join(sorted(name for _, name in environment.serves)) or 'nothing'}")
+    click.echo(f"can be made: {', '.join(environments.extras())}")
+
+
+def _plan(name: str, results: Path, home: Path | None) -> tuple[Plan, Store]:
+    from harness import matrix, plan
+    from harness.cache import Cache
+    from harness.cache import home as default_home
+    from harness.store import Store
+
+    loaded, folder = matrix.load(name), (home or default_home()).absolute()
+    store = Store((results / loaded.name).absolute())
+    return plan.make(loaded, cache=Cache(folder), store=store, home=folder), store
+
+
+def _run(name: str, results: Path, home: Path | None) -> int:
+    from harness.cache import Cache
+    from harness.cache import home as default_home
+    from harness.executors.local import Local
+    from harness.show import ending, plan_lines
+
+    made, store = _plan(name, results, home)
+    _print(plan_lines(made, None))
+    with _display() as display:
+        cache = Cache((home or default_home()).absolute())
+        records = list(Local(cache, store, display).map(made))
+    _print(ending(made, records, store.root))
+    failed = [record for record in records if record.outcome in ("failed", "timeout", "out_of_memory")]
+    return EXIT_HOLES if failed else 0
+
+
+def _report(records: Path, out: Path, names: tuple[str, ...]) -> None:
+    from harness import reporting
+    from harness.store import Store
+
+    for file in reporting.write(Store(records), out, names):
+        click.echo(f"wrote {file}")
+    _print(reporting.first_screen(out))
+
+
+def _display() -> AbstractContextManager[Display]:
+    from harness.display import opened
+
+    return opened(_console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)

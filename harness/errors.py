@@ -1,0 +1,96 @@
+"""Every exception the harness raises on purpose, as one tree.
+
+    HarnessError
+    ├── UserError            a mistake the user can fix: printed without a traceback, exit code 2
+    │   ├── SpecError        a suite, matrix or argument is wrong
+    │   ├── PluginNotFound   no plug-in of that kind and name
+    │   ├── SourceError      a model, a corpus or a package cannot be had
+    │   └── StoreError       records cannot be read or written
+    ├── Unsupported          this cell cannot run here; recorded as `unsupported`, the run goes on
+    ├── ModelError           the model answered with something that is no answer (NaN, infinities)
+    └── CorruptArtifact      bytes on disk are not the bytes that were built
+
+A programmer's error is an `assert`. Whatever else a plug-in raises is recorded as `failed` with its traceback in the
+cell's log.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class UserError(HarnessError):
+    """A mistake the user can fix: says where, what was found, what is allowed and what to do.
+
+    Every part but the message may be left out; what is given is printed on a line of its own, in this order.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: object = None,
+        key: str | None = None,
+        found: object = None,
+        allowed: Iterable[str] | str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.message, self.file, self.key = message, file, key
+        self.found, self.remedy = found, remedy
+        self.allowed = allowed if isinstance(allowed, str) or allowed is None else ", ".join(sorted(allowed))
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        parts = {
+            "file": self.file,
+            "key": self.key,
+            "found": None if self.found is None else repr(self.found),
+            "allowed": self.allowed,
+            "remedy": self.remedy,
+        }
+        return "\n".join(
+            [self.message, *(f"  {name + ':':<9}{value}" for name, value in parts.items() if value is not None)]
+        )
+
+
+class SpecError(UserError):
+    """A suite, a matrix or a plug-in's argument is wrong."""
+
+
+class PluginNotFound(UserError):
+    """No plug-in of that kind goes by that name."""
+
+
+class SourceError(UserError):
+    """A model, a corpus or a package cannot be had (offline, missing, not a model)."""
+
+
+class StoreError(UserError):
+    """Records cannot be written (disk full, read-only) or read (another schema, truncated)."""
+
+
+class Unsupported(HarnessError):
+    """The cell cannot run here; the reason and the remedy stay in the table."""
+
+    def __init__(self, reason: str, *, remedy: str = "") -> None:
+        self.reason, self.remedy = reason, remedy
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+
+
+class ModelError(HarnessError):
+    """The model answered with something that is no answer: NaN or infinite log-probabilities."""
+
+
+class CorruptArtifact(HarnessError):
+    """Bytes on disk are not the bytes that were built; the artifact is built again."""
+
+
+def closest(found: str, allowed: Iterable[str]) -> str | None:
+    """Gives a did-you-mean sentence, or None when nothing is near."""
+    near = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else None
