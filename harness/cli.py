@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.errors import UserError
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.store import Store
 
+HOME_HELP = "Folder of artifacts and environments.  [default: HARNESS_HOME or .harness]"
+FOLDER = click.Path(path_type=Path, file_okay=False)
 EXIT_USER, EXIT_HOLES, EXIT_INTERRUPTED = 2, 4, 130
 
 
@@ -41,11 +45,7 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except Exception as error:
-        from harness.errors import UserError
-
-        if not isinstance(error, UserError):
-            raise
+    except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USER)
 
@@ -63,10 +63,9 @@ def cli() -> None:
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say where things are."""
-    folder = click.Path(path_type=Path, file_okay=False)
     for option in (
-        click.option("--results", type=folder, default="results", show_default=True, help="Folder of the records."),
-        click.option("--home", type=folder, default=None, help="Artifacts, environments [HARNESS_HOME or .harness]."),
+        click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the records."),
+        click.option("--home", type=FOLDER, default=None, help=HOME_HELP),
     ):
         command = option(command)
     return command
@@ -74,7 +73,7 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _out = click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default="reports",
     show_default=True,
     help="Folder of the report.",
@@ -112,7 +111,7 @@ def plan(matrix: str, results: Path, home: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("records", type=click.Path(path_type=Path, file_okay=False), default="results/quickstart")
+@click.argument("records", type=FOLDER, default="results/quickstart")
 @_out
 @click.option("--with", "reporters", multiple=True, help="Reporter to use; may be repeated [all that can run here].")
 def report(records: Path, out: Path, reporters: tuple[str, ...]) -> None:
@@ -122,9 +121,7 @@ def report(records: Path, out: Path, reporters: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("sql")
-@click.option(
-    "--results", type=click.Path(path_type=Path, file_okay=False), default="results/quickstart", show_default=True
-)
+@click.option("--results", type=FOLDER, default="results/quickstart", show_default=True)
 def query(sql: str, results: Path) -> None:
     """Run SQL over the views records, metrics and observations."""
     from harness import query as queries
@@ -173,9 +170,7 @@ def env() -> None:
 
 @env.command()
 @click.argument("name")
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=None, help="[HARNESS_HOME or .harness]"
-)
+@click.option("--home", type=FOLDER, default=None, help="[HARNESS_HOME or .harness]")
 def create(name: str, home: Path | None) -> None:
     """Make an environment from the extra NAME; the plan then uses it for what needs it."""
     from harness import environments
@@ -187,9 +182,7 @@ def create(name: str, home: Path | None) -> None:
 
 
 @env.command(name="list")
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=None, help="[HARNESS_HOME or .harness]"
-)
+@click.option("--home", type=FOLDER, default=None, help="[HARNESS_HOME or .harness]")
 def env_list(home: Path | None) -> None:
     """List environments, what each serves, and the extras that could become one."""
     from harness import environments
@@ -252,3 +245,7 @@ def _console() -> Console:
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

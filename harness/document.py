@@ -28,23 +28,26 @@ def load(file: Path, shape: type[T]) -> T:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"cannot read the file: {error.strerror}", file=file, remedy="check the path") from error
-    node = _compose(text, file)
+    node, plain = _parse(text, file)
     lines: dict[Path_, int] = {}
     _collect_lines(node, (), lines, file)
     try:
-        return shape.model_validate(yaml.safe_load(text))
+        return shape.model_validate(plain)
     except ValidationError as error:
-        raise _spec_error(error.errors()[0], shape, file, lines) from None
+        # A misspelt key is both unknown and missing; the unknown one says more.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise _spec_error(first, shape, file, lines) from None
 
 
-def _compose(text: str, file: Path) -> yaml.Node:
+def _parse(text: str, file: Path) -> tuple[yaml.Node, Any]:
+    """Gives the document twice: as nodes, which know their lines, and as plain data."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node, plain = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpecError(f"this is not YAML: {error}", file=file, remedy="check indentation and quotes") from error
     if not isinstance(node, yaml.MappingNode):
         raise SpecError("the file is empty or not a mapping", file=file, remedy="write `key: value` lines")
-    return node
+    return node, plain
 
 
 def _collect_lines(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: Path) -> None:

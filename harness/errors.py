@@ -17,45 +17,49 @@ cell's log.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypedDict, Unpack
 
 
 class HarnessError(Exception):
     """Root of the tree; never raised itself."""
 
 
-class UserError(HarnessError):
-    """A mistake the user can fix: says where, what was found, what is allowed and what to do.
+class Details(TypedDict, total=False):
+    """Where a mistake is, what stands there, what could stand there, and what to do."""
 
-    Every part but the message may be left out; what is given is printed on a line of its own, in this order.
+    file: object
+    key: str | None
+    found: object
+    allowed: Iterable[str] | str | None
+    remedy: str | None
+
+
+class UserError(HarnessError):
+    """A mistake the user can fix.
+
+    Every detail may be left out; what is given is printed on a line of its own, in the order of `Details`.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        file: object = None,
-        key: str | None = None,
-        found: object = None,
-        allowed: Iterable[str] | str | None = None,
-        remedy: str | None = None,
-    ) -> None:
-        self.message, self.file, self.key = message, file, key
-        self.found, self.remedy = found, remedy
-        self.allowed = allowed if isinstance(allowed, str) or allowed is None else ", ".join(sorted(allowed))
-        super().__init__(self._render())
+    def __init__(self, message: str, **details: Unpack[Details]) -> None:
+        self.message, self.details = message, details
+        super().__init__("\n".join([message, *self._lines()]))
 
-    def _render(self) -> str:
-        parts = {
-            "file": self.file,
-            "key": self.key,
-            "found": None if self.found is None else repr(self.found),
-            "allowed": self.allowed,
-            "remedy": self.remedy,
+    @property
+    def remedy(self) -> str:
+        """What to do, or nothing."""
+        return self.details.get("remedy") or ""
+
+    def _lines(self) -> Iterator[str]:
+        allowed = self.details.get("allowed")
+        shown: dict[str, object] = {
+            "file": self.details.get("file"),
+            "key": self.details.get("key"),
+            "found": repr(self.details["found"]) if self.details.get("found") is not None else None,
+            "allowed": allowed if isinstance(allowed, str) or allowed is None else ", ".join(sorted(allowed)),
+            "remedy": self.details.get("remedy"),
         }
-        return "\n".join(
-            [self.message, *(f"  {name + ':':<9}{value}" for name, value in parts.items() if value is not None)]
-        )
+        return (f"  {name + ':':<9}{value}" for name, value in shown.items() if value is not None)
 
 
 class SpecError(UserError):

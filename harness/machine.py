@@ -1,9 +1,9 @@
 """A fingerprint of the machine, cheap enough to be taken before and after every measurement.
 
-Two speeds compare only where the machine was the same, so a record carries what the machine is and what state it was in.
-`hard` facts must be equal for a comparison of speed or memory; `soft` facts change from minute to minute and explain
-outliers: load, clocks, throttling, time stolen by a hypervisor, limits of the container. Everything is read from files
-and from the Python standard library; nothing heavy is imported, and a fact that cannot be read is absent.
+Two speeds compare only where the machine was the same, so a record carries what the machine is and what state it was
+in. `hard` facts must be equal for a comparison of speed or memory; `soft` facts change from minute to minute and
+explain outliers: load, clocks, throttling, time stolen by a hypervisor, limits of the container. Everything is read
+from files and from the Python standard library; nothing heavy is imported, and a fact that cannot be read is absent.
 
     {"hard": {...}, "soft": {...}, "libraries": {"torch": "2.8.0", ...}, "harness": {"version", "commit", "dirty"}}
 """
@@ -226,5 +226,7 @@ def _checkout() -> Facts:
     if not (root / ".git").exists():
         return {}
     commit = _command("git", "-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        return {}
     changed = _command("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}

@@ -8,6 +8,7 @@ row an item, values as JSON: `values->>'logprob'`). Only the latest attempt of e
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from harness.store import ROWS, Store
 
 def run(store: Store, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Gives column names and rows. Raises UserError with DuckDB's message when the statement is wrong."""
+    if importlib.util.find_spec("duckdb") is None:
+        raise UserError("queries need DuckDB", remedy="pip install 'compression-harness[analysis]'")
     import duckdb
 
     attempts = store.latest_with_folders()

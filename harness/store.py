@@ -2,6 +2,8 @@
 
     <root>/<family>--<pipeline>--<runtime>--<cell id>/attempt-0001/record.json, observations.parquet, log.txt
 
+Rows are JSON lines while a cell runs, and stay so in an environment without pyarrow.
+
 While a cell runs its folder is called `attempt-0001.partial` and is locked; one whose lock is free was left by a
 harness that was killed, and `recover` turns it into a record that says so. Nothing is ever overwritten: a failed cell
 is tried again in a new attempt. Records of another schema version are refused, never guessed at.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +60,7 @@ class Store:
         with _disk_errors(self.root):
             _rows_to_parquet(partial)
             _write_aside(partial / "record.json", record.model_dump_json(indent=1))
-            for left in ("lock", "cell.json", "job.json", "answer.json", RUNNING_ROWS):
+            for left in ("lock", "cell.json", "job.json", "answer.json"):
                 (partial / left).unlink(missing_ok=True)
             return partial.rename(partial.with_suffix(""))
 
@@ -103,8 +106,7 @@ class Store:
     def observations(self, record: Record) -> Sequence[Observation]:
         """Gives the rows of a cell's latest attempt, in the order they were seen."""
         attempts = self._attempts(record.cell)
-        file = attempts[-1] / ROWS if attempts else None
-        return read_rows(file) if file and file.exists() else []
+        return read_rows(attempts[-1]) if attempts else []
 
     def _folder(self, cell: Cell) -> Path:
         existing = sorted(self.root.glob(f"*--{cell.id}"))
@@ -119,8 +121,12 @@ class Store:
         return sorted(path for path in folder.glob("attempt-*") if path.suffix != ".partial")
 
 
-def read_rows(file: Path) -> list[Observation]:
-    """Reads `observations.parquet` back into the rows that were written."""
+def read_rows(folder: Path) -> list[Observation]:
+    """Reads an attempt's rows back as they were written; an attempt that saw nothing has none."""
+    file = folder / ROWS
+    if not file.exists():
+        lines = _lines(folder / RUNNING_ROWS)
+        return [Observation.model_validate_json(line) for line in lines]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -140,13 +146,12 @@ def read_rows(file: Path) -> list[Observation]:
 
 def _rows_to_parquet(partial: Path) -> None:
     """Turns the rows of a running cell into Parquet: typed `score` and `chance` for queries, all values as JSON."""
-    running = partial / RUNNING_ROWS
-    if not running.exists():
+    rows = [json.loads(line) for line in _lines(partial / RUNNING_ROWS)]
+    if not rows or importlib.util.find_spec("pyarrow") is None:
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [json.loads(line) for line in running.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     columns = {
         "evaluation": pa.array([row["evaluation"] for row in rows], pa.string()),
         "task": pa.array([row["task"] for row in rows], pa.string()),
@@ -157,6 +162,13 @@ def _rows_to_parquet(partial: Path) -> None:
     }
     pq.write_table(pa.table(columns), partial / f"{ROWS}.partial", compression="zstd")
     (partial / f"{ROWS}.partial").rename(partial / ROWS)
+    (partial / RUNNING_ROWS).unlink()
+
+
+def _lines(file: Path) -> list[str]:
+    """Gives the complete lines of a file of JSON lines; a child that was killed may have left half a line."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [line for line in text.splitlines() if line.endswith("}")]
 
 
 def _write_aside(file: Path, text: str) -> None:

@@ -60,7 +60,7 @@ def _guarded(work: _Building | _Measuring) -> Answer:
         print(text, file=sys.stderr, flush=True)
         outcome = classify(error)
         reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-        advice = (error.remedy or "") if isinstance(error, UserError) else ""
+        advice = error.remedy if isinstance(error, UserError) else ""
         failure = Failure(phase=work.phase, reason=reason, advice=advice or outcome.advice, traceback=text)
         return work.answer(outcome, failure)
 
