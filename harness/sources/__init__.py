@@ -1,0 +1,1 @@
+"""Where models, texts and tools come from; one file a source."""

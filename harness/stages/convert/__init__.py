@@ -1,0 +1,1 @@
+"""Stages that change the file format and nothing else."""

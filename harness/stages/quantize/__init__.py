@@ -1,0 +1,1 @@
+"""Stages that store weights in fewer bits."""
