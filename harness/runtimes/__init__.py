@@ -1,0 +1,1 @@
+"""Engines that open artifacts: one file a runtime."""

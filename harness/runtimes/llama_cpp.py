@@ -1,0 +1,131 @@
+"""llama.cpp as a runtime: GGUF files at the storage types they really have, on CPU or GPU, through its C interface.
+
+The C interface is used because nothing above it gives the probabilities of a prompt's tokens at full speed: the Python
+class recomputes, the server has no prompt scores. Scoring and generating both run many sequences in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, final
+
+from harness.errors import Unsupported
+from harness.interfaces import Artifact, Session
+from harness.spec import Hardware, Use
+
+AMX_CAVEAT = (
+    "weight repacking is off because this llama.cpp was built with AMX, where some compilers produce code that crashes"
+    " on quantized weights (llama.cpp #20824): prefill is slower than it could be"
+)
+
+
+@final
+@dataclass(frozen=True)
+class LlamaCpp:
+    """Opens GGUF files in llama.cpp.
+
+    Does: scores and generates with up to `sequences` sequences in batches of `batch_tokens`, over one cache of
+        `context` positions that all sequences share, so that a shared beginning is computed once. `kv_type` is the
+        cache's type. A session's `max_length` is `context` or the length the model was trained for, whichever is less.
+        On `cuda` and `mps`, `gpu_layers` layers run on the GPU (all when left out); on `cpu` none do.
+    Needs: the extra `llama-cpp`; for a GPU a build of llama-cpp-python with one.
+    Why: the most used runtime of quantized models on CPUs, whose kernels really read packed weights.
+    Known: a cache in f16 moves log-probabilities by some thousandths against f32; `kv_type: f32` removes that.
+        Attention costs in proportion to all that is in the shared cache, so more `sequences` are not always faster.
+        Weights in memory are counted as packed; copies that llama.cpp repacks for its kernels come on top. Where
+        llama.cpp was built with AMX, repacking is switched off, and the record says so. Recurrent models run one
+        sequence at a time.
+    Source: llama.cpp as vendored by llama-cpp-python 0.3.36, `include/llama.h`.
+    """
+
+    version: ClassVar[str] = "1"
+    requirements: ClassVar[tuple[str, ...]] = ("llama_cpp", "gguf")
+    extra: ClassVar[str | None] = "llama-cpp"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"score", "generate", "logits", "chat", "batch"})
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
+
+    batch_tokens: int = 512
+    context: int = 4096
+    kv_type: Literal["f16", "f32"] = "f16"
+    flash_attention: bool = False
+    sequences: int = 16
+    gpu_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in ("f16", "f32"):
+            raise ValueError(f"kv_type is {self.kv_type!r}; allowed are f16 and f32")
+        if not 1 <= self.sequences <= 256:
+            raise ValueError(f"sequences is {self.sequences}; allowed are 1 to 256")
+        if not self.sequences <= self.batch_tokens <= self.context:
+            raise ValueError(
+                f"batch_tokens is {self.batch_tokens}; allowed are `sequences` to `context`, here {self.sequences} to"
+                f" {self.context}"
+            )
+        if self.gpu_layers is not None and self.gpu_layers < 0:
+            raise ValueError(f"gpu_layers is {self.gpu_layers}; allowed are 0 and more, or nothing for all layers")
+
+    @property
+    def formats(self) -> Mapping[str, tuple[Use, ...]]:
+        return {"gguf": (), "hf": (Use(use="convert.gguf"),)}
+
+    @contextmanager
+    def open(self, artifact: Artifact, *, hardware: Hardware) -> Iterator[Session]:
+        from harness.runtimes import _llama_api as api
+        from harness.runtimes._llama_session import LlamaSession
+
+        features = api.start()
+        if hardware.device != "cpu" and not api.offload_is_built_in():
+            raise Unsupported(
+                f"this build of llama.cpp has no GPU support, and the cell asks for {hardware.device}",
+                remedy='reinstall llama-cpp-python with CMAKE_ARGS="-DGGML_CUDA=on" (or -DGGML_METAL=on)',
+            )
+        file, repacks = model_file(artifact.path), repacking_is_safe(features)
+        layers = 0 if hardware.device == "cpu" else -1 if self.gpu_layers is None else self.gpu_layers
+        arithmetic = api.Arithmetic(self.kv_type, self.flash_attention, hardware.threads, hardware.device != "cpu")
+        with api.weights(file, gpu_layers=layers, extra_buffers=repacks) as model:
+            # The state of a recurrent model cannot be shared or cut at a position.
+            limits = api.Limits(self.batch_tokens, self.context, 1 if model.is_recurrent else self.sequences)
+            with api.engine(model, limits=limits, arithmetic=arithmetic) as engine:
+                kernel = (
+                    f"{short(features)}; repack {_on(repacks)}; kv {self.kv_type}; flash {_on(self.flash_attention)}"
+                )
+                yield LlamaSession(file, model, engine, kernel, () if repacks else (AMX_CAVEAT,))
+
+
+def model_file(folder: Path) -> Path:
+    """Gives the folder's one GGUF file. Raises Unsupported when there is none or more than one (split files)."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise Unsupported(
+            f"an artifact of format gguf has exactly one *.gguf file, found {names}", remedy="merge or remove"
+        )
+    return files[0]
+
+
+def repacking_is_safe(system_info: str) -> bool:
+    """False when llama.cpp was built with AMX: its repacked buffers then go to kernels that some compilers break.
+
+    >>> repacking_is_safe("CPU : AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1 | ")
+    False
+    """
+    return "AMX_INT8 = 1" not in system_info
+
+
+def short(system_info: str) -> str:
+    """Gives llama.cpp's list of features without the filling.
+
+    >>> short("CPU : AVX2 = 1 | FMA = 1 | CUDA : ARCHS = 900 | ")
+    'CPU: AVX2 FMA CUDA: ARCHS=900'
+    """
+    words = (
+        part.strip().replace(" : ", ": ").removesuffix(" = 1").replace(" = ", "=") for part in system_info.split("|")
+    )
+    return " ".join(word for word in words if word)
+
+
+def _on(switch: bool) -> str:
+    return "on" if switch else "off"
