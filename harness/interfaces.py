@@ -185,7 +185,8 @@ class Session(Protocol):
     """A loaded model. The harness holds the clock: a call returns when its results are in host memory.
 
     `max_length` counts context and continuation together. `prefix_token` starts a text that has no context (BOS, else
-    EOS). `encode` parses special tokens inside the text, and adds none unless `bos` asks for the model's own.
+    EOS). `encode` parses special tokens inside the text and adds none; with `bos` it adds the BOS where the model's own
+    tokenizer does so.
     """
 
     @property

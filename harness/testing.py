@@ -345,13 +345,10 @@ def check_plugin(kind: plugins.Kind, plugin: type) -> None:
         "evaluations": ("requires", "needs", "observe", "summarize"),
         "reporters": ("render",),
     }[kind]
-    missing = [
-        attribute
-        for attribute in ("version", "requirements", "extra", *declared)
-        if not inspect.getattr_static(plugin, attribute, None)
-    ]
-    allowed_empty = {"requirements", "extra", "emulated", "fingerprint"}
-    assert set(missing) <= allowed_empty, f"{name} lacks {sorted(set(missing) - allowed_empty)}"
+    absent = object()
+    names = ("version", "requirements", "extra", *declared)
+    missing = [one for one in names if inspect.getattr_static(plugin, one, absent) is absent]
+    assert not missing, f"{name} lacks {missing}"
     assert all(field.type for field in fields(plugin)), f"{name} has an argument without a type"
 
 

@@ -1,0 +1,1 @@
+"""Measures: tasks, agents, fidelity, probes."""

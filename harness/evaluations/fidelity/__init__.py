@@ -1,0 +1,1 @@
+"""How far a compressed model's distributions are from its reference's."""

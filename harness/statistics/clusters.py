@@ -1,0 +1,81 @@
+"""Means over tokens when the unit that was sampled is a window of text.
+
+Tokens of one window share their topic, so treating them as independent gives intervals that are too short. A mean per
+token is a ratio of two sums over windows, sum(y) / sum(n); its standard error follows from the windows' residuals y -
+R n, by linearization (W. G. Cochran, Sampling Techniques, 3rd ed., 1977, section 6.5 equation 6.13, without the finite
+population correction), and its interval uses Student's t with one degree of freedom fewer than there are windows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class RatioOfSums:
+    """A ratio of sums over G clusters; `standard_error` is None where the clusters cannot tell one."""
+
+    value: float
+    standard_error: float | None
+    clusters: int
+
+    def interval(self, *, level: float = 0.95) -> tuple[float, float] | None:
+        """Gives the t interval, or None for one cluster or for clusters without any spread.
+
+        No spread among a few clusters is no proof of certainty: a zero-width interval would claim one.
+        """
+        if self.standard_error is None:
+            return None
+        reach = student_quantile(0.5 + level / 2, degrees=self.clusters - 1) * self.standard_error
+        return self.value - reach, self.value + reach
+
+
+def ratio_of_sums(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> RatioOfSums:
+    """Gives sum(numerators) / sum(denominators) with its cluster-robust standard error; one entry a cluster."""
+    y_G, n_G = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    assert y_G.shape == n_G.shape, f"{y_G.shape} numerators, {n_G.shape} denominators"
+    assert y_G.size
+    count, total = y_G.size, math.fsum(n_G)
+    value = math.fsum(y_G) / total
+    if count < 2:
+        return RatioOfSums(value, None, count)
+    squares = math.fsum((y_G - value * n_G) ** 2)
+    error = math.sqrt(count / (count - 1) * squares) / total
+    return RatioOfSums(value, error or None, count)
+
+
+def student_quantile(p: float, *, degrees: int) -> float:
+    """Gives the quantile of Student's t for p >= 1/2 by bisection of the exact distribution.
+
+    >>> round(student_quantile(0.975, degrees=7), 4)  # any printed table
+    2.3646
+    """
+    assert 0.5 <= p < 1
+    assert degrees >= 1
+    low, high = 0.0, 1.0
+    while _student_within(high, degrees) < 2 * p - 1:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, degrees) < 2 * p - 1 else (low, middle)
+    return (low + high) / 2
+
+
+def _student_within(t: float, degrees: int) -> float:
+    """P(|T| <= t) as a finite sum: Abramowitz and Stegun, 1964, equations 26.7.3 (odd) and 26.7.4 (even degrees)."""
+    theta = math.atan(t / math.sqrt(degrees))
+    cosine_squared = math.cos(theta) ** 2
+    odd = degrees % 2
+    term, terms = (math.cos(theta) if odd else 1.0), []
+    for step in range(odd + 2, degrees + 1, 2):
+        terms.append(term)
+        term *= cosine_squared * (step - 1) / step
+    total = math.sin(theta) * math.fsum(terms)
+    return 2 / math.pi * (theta + total) if odd else total
