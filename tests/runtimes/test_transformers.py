@@ -266,7 +266,7 @@ def test_an_end_token_ends_a_text_unless_it_is_to_be_ignored(
     prompt = some_tokens(3, 6)
     (free,) = collect(session.generate([GenerateRequest(prompt, 10, ignore_eos=True)])).values()
     ids = [token.token for token in free]
-    monkeypatch.setitem(vars(session), "end_tokens", frozenset({ids[4]}))
+    monkeypatch.setitem(vars(session._text), "end_tokens", frozenset({ids[4]}))
     first = ids.index(ids[4])
     (found,) = collect(session.generate([GenerateRequest(prompt, 10)])).values()
     assert [token.token for token in found] == ids[: first + 1]
@@ -316,13 +316,13 @@ def test_encoding_adds_no_token_and_parses_special_ones(session: HfSession) -> N
     bos, eos, turn = (tokenizer.convert_tokens_to_ids(name) for name in (BOS, EOS, TURN))
     tokens = session.encode(f"{TURN}a model{EOS}")
     assert (tokens[0], tokens[-1]) == (turn, eos)
-    assert session.encode("a model", bos=True) == [bos, *session.encode("a model")]
+    assert session.encode("a model", bos=True) == session.encode("a model")  # this tokenizer puts no BOS by itself
     assert session.decode(tokens) == f"{TURN}a model{EOS}"
     assert session.prefix_token == bos
     assert session.end_tokens == {eos}
 
 
-def test_encoding_adds_no_token_where_the_tokenizer_would(llama: Path, tmp_path: Path) -> None:
+def test_encoding_adds_a_bos_only_when_asked_and_where_the_tokenizer_would(llama: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(llama, tmp_path / "copy")
     plain = json.loads((copy / "tokenizer.json").read_text())
     template = [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -332,7 +332,7 @@ def test_encoding_adds_no_token_where_the_tokenizer_would(llama: Path, tmp_path:
     }  # fmt: skip
     (copy / "tokenizer.json").write_text(json.dumps(plain))
     for session in opened(copy):
-        assert session._tokenizer("a")["input_ids"][0] == 0  # the tokenizer left alone adds its BOS
+        assert session._text.tokenizer("a")["input_ids"][0] == 0  # the tokenizer left alone adds its BOS
         assert 0 not in session.encode("a model")
         assert session.encode("a", bos=True) == [0, *session.encode("a")]
 
@@ -341,10 +341,10 @@ def test_a_chat_is_rendered_by_the_models_own_template(session: HfSession, monke
     messages = [{"role": "user", "content": "hi"}]
     assert session.chat(messages) == f"{BOS}{TURN}user\nhi{EOS}\n{TURN}assistant\n"
     assert session.chat(messages, add_generation_prompt=False) == f"{BOS}{TURN}user\nhi{EOS}\n"
-    monkeypatch.setattr(session._tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
+    monkeypatch.setattr(session._text.tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
     with pytest.raises(Unsupported, match="no system role"):
         session.chat(messages)
-    monkeypatch.setattr(session._tokenizer, "chat_template", None)
+    monkeypatch.setattr(session._text.tokenizer, "chat_template", None)
     with pytest.raises(Unsupported, match="no chat template"):
         session.chat(messages)
 
@@ -448,3 +448,21 @@ def test_another_format_is_refused(llama: Path) -> None:
 def test_an_argument_it_cannot_take_is_refused_at_once(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Transformers(**wrong)  # type: ignore[arg-type]
+
+
+# The real model
+
+
+@pytest.mark.model
+def test_a_real_models_scores_give_the_loss_that_transformers_computes(smollm2_dir: Path) -> None:
+    text = "The capital of France is Paris. " * 3 + "Water boils at one hundred degrees Celsius at sea level."
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
+    for session in opened(smollm2_dir, dtype="float32"):
+        tokens = session.encode(text)
+        ids = torch.tensor([tokens])
+        with torch.no_grad():
+            loss = float(model(ids, labels=ids).loss)
+        (found,) = session.score([ScoreRequest(tokens[:1], tokens[1:])])
+        assert -np.mean(found.logprobs) == pytest.approx(loss, abs=TOLERANCE)
+        assert session.chat([{"role": "user", "content": "hi"}]).endswith("<|im_start|>assistant\n")
+        assert session.end_tokens == set(session.encode("<|im_end|>"))

@@ -1,0 +1,114 @@
+"""What was really loaded: digests of the files, and bytes, types and kernels of the tensors in memory.
+
+Tied weights are one storage and count once. A packed weight is stored as integers that hold several logical weights
+each; what it stands for is then counted on the same architecture built without storage, and a caveat says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from harness.record import Identity
+
+
+def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Identity:
+    """Gives the identity of a loaded model; reads every weight file once to hash it."""
+    files = sorted(directory.glob("*.safetensors"))
+    stored = list(_unique([*model.parameters(), *model.buffers()]))
+    weights = list(_unique(model.state_dict().values()))
+    packed = [tensor for tensor in weights if not tensor.is_floating_point() and tensor.numel() > 1]
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    return Identity(
+        weights_digest=_file_digest(files),
+        weights_disk_bytes=sum(file.stat().st_size for file in files),
+        weights_memory_bytes=sum(tensor.untyped_storage().nbytes() for tensor in stored),
+        parameters=_architecture_size(model.config) if packed else sum(t.numel() for t in _unique(model.parameters())),
+        tensor_types=tensor_types(weights),
+        kernel=_kernel(model, packed),
+        tokenizer_hash=_tokenizer_hash(tokenizer, directory),
+        chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
+        runtime_version=f"transformers {transformers.__version__}",
+        caveats=("packed weights are counted by the architecture they stand for",) if packed else (),
+    )
+
+
+def tensor_types(weights: Iterable[torch.Tensor]) -> dict[str, int]:
+    """Counts elements by storage type, as packed."""
+    counts: Counter[str] = Counter()
+    for tensor in weights:
+        counts[_type_name(tensor)] += tensor.numel()
+    return dict(sorted(counts.items()))
+
+
+def _unique(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Gives plain tensors, each storage once; a wrapper (torchao's, for one) counts as the tensors inside it."""
+    seen: set[tuple[torch.device, int]] = set()
+    for tensor in (part for whole in tensors for part in plain_parts(whole)):
+        key = (tensor.device, tensor.untyped_storage().data_ptr())
+        if key not in seen:
+            seen.add(key)
+            yield tensor
+
+
+def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gives the tensors that really hold the bytes."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from plain_parts(getattr(tensor, name))
+
+
+def _architecture_size(config: Any) -> int:
+    plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
+    model.tie_weights()
+    # Tensors without storage share no pointer: parameters() itself leaves out those that are tied.
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kernel(model: Any, packed: list[torch.Tensor]) -> str:
+    pointers = {tensor.data_ptr() for tensor in packed}
+    owners = {
+        type(module).__name__
+        for module in model.modules()
+        for own in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(part.data_ptr() in pointers for part in plain_parts(own))
+    }
+    attention = model.config._attn_implementation
+    return " ".join([f"torch {torch.__version__}", attention, _short(model.dtype), *sorted(owners)])
+
+
+def _type_name(tensor: torch.Tensor) -> str:
+    return _short(tensor.dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _file_digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
+    file = directory / "tokenizer.json"
+    plain = file.read_bytes() if file.is_file() else json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return hashlib.sha256(plain).hexdigest()
