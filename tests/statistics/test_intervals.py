@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from scipy.stats import binomtest
 
 from harness.statistics.intervals import mean_interval, normal_quantile, student_quantile, wilson_interval
 
@@ -15,6 +16,8 @@ def test_shares_have_the_published_score_interval(right, n, low, high):
     assert interval.method == "wilson"
     assert interval.low == pytest.approx(low, abs=5e-5)
     assert interval.high == pytest.approx(high, abs=5e-5)
+    oracle = binomtest(right, n).proportion_ci(method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
 def test_other_numbers_have_students_interval():

@@ -1,0 +1,1 @@
+"""Pure functions on paired measurements, each citing its source."""
