@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,7 @@ class Item:
     needs: tuple[Mapping[str, str], ...] = ()
     environment: Environment | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    artifacts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def make(matrix: Matrix, *, cache: Cache, store: Store, home: Path) -> Plan:
             items.append(Item(cell, "excluded", exclusion.reason))
             continue
         item = planner.item(cell)
-        if item.status == "run" and store.done(cell, item.versions):
-            item = Item(cell, "done", artifact=item.artifact, needs=item.needs, versions=item.versions)
+        if item.status == "run" and store.done(cell, item.versions, item.artifacts):
+            item = replace(item, status="done")
         items.append(item)
     cached = frozenset(key for key in planner.builds if _is_cached(cache, key))
     return Plan(matrix, tuple(items), planner.builds, cached)
@@ -141,9 +142,14 @@ class _Planner:
             needs = tuple(self._needs(evaluation.needs, cell) for _, evaluation in evaluations)
         except Unsupported as error:
             return Item(cell, "refused", error.reason, error.remedy, versions=versions)
-        keys = {"artifact": built.key, **{f"need {name}": key for each in needs for name, key in each.items()}}
         return Item(
-            cell, "run", artifact=built.key, needs=needs, environment=environment, versions={**versions, **keys}
+            cell,
+            "run",
+            artifact=built.key,
+            needs=needs,
+            environment=environment,
+            versions=versions,
+            artifacts={"model": built.key, **{name: key for each in needs for name, key in each.items()}},
         )
 
     def _pipeline(self, origin: Model | Need, stages: Sequence[Use], cell: Cell) -> Build:

@@ -164,7 +164,10 @@ class Gap(Value):
 
 
 class Record(Value):
-    """Everything known about one attempt at one cell."""
+    """Everything known about one attempt at one cell.
+
+    `versions` are those of the plug-ins that took part; `artifacts` are the cache keys of what was measured and needed.
+    """
 
     schema_version: int = SCHEMA_VERSION
     cell: Cell
@@ -176,6 +179,7 @@ class Record(Value):
     machine: dict[str, JsonValue] = Field(default_factory=dict)
     machine_after: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    artifacts: dict[str, str] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     started_at: str = ""
     error: Failure | None = None

@@ -42,8 +42,10 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     for build in cached:
         yield f"  cached    {build.label}  ({build.key})"
     for status in ("refused", "excluded", "done"):
-        for item in plan.with_status(status):
-            yield f"  {status:9} {item.cell}{_why(item)}"
+        reasons = dict.fromkeys(_why(item) for item in plan.with_status(status))
+        for reason in reasons:
+            yield f"  {status:9} {reason}".rstrip()
+            yield from (f"              {item.cell}" for item in plan.with_status(status) if _why(item) == reason)
     if estimate is not None:
         yield f"time: {estimate}"
         yield from _power_lines()
@@ -53,7 +55,7 @@ _STATUS: dict[Status, str] = {"run": "to run", "done": "done", "refused": "refus
 
 
 def _why(item: Item) -> str:
-    return f": {item.reason}" + (f" -> {item.remedy}" if item.remedy else "") if item.reason else ""
+    return item.reason + (f" -> {item.remedy}" if item.remedy else "")
 
 
 def _power_lines() -> Iterator[str]:

@@ -120,12 +120,18 @@ class Pipeline(Value):
 
 
 class Hardware(Value):
-    """A device and how much of it a cell may use."""
+    """A device and how much of it a cell may use: `threads` to measure, `build_threads` (else the same) to compress."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name"})
     name: str = "cpu"
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     threads: int = Field(default=1, ge=1)
+    build_threads: int | None = Field(default=None, ge=1)
+
+    @property
+    def for_building(self) -> Hardware:
+        """The same device with the threads that compression may use."""
+        return self.model_copy(update={"threads": self.build_threads or self.threads})
 
 
 class Suite(Value):
@@ -153,5 +159,8 @@ class Cell(Value):
         return not self.pipeline.stages and self.model.role == "reference"
 
     def __str__(self) -> str:
-        names = (self.model.family, self.pipeline.name, self.runtime.use, self.hardware.name, self.suite.name)
+        family = self.model.family
+        if self.model.role == "variant":
+            family += f" ({self.model.source.partition(':')[2]})"
+        names = (family, self.pipeline.name, self.runtime.use, self.hardware.name, self.suite.name)
         return " / ".join(names)

@@ -82,10 +82,12 @@ class Store:
         attempts = self._attempts(cell)
         return self.read(attempts[-1]) if attempts else None
 
-    def done(self, cell: Cell, versions: Mapping[str, str]) -> bool:
+    def done(self, cell: Cell, versions: Mapping[str, str], artifacts: Mapping[str, str]) -> bool:
         """True when a cell has numbers that the same plug-ins, at the same versions, gave on the same artifact."""
         record = self.latest(cell)
-        return record is not None and record.outcome.is_measured and record.versions == versions
+        if record is None or not record.outcome.is_measured:
+            return False
+        return (record.versions, record.artifacts) == (versions, artifacts)
 
     def read(self, folder: Path) -> Record:
         """Reads one attempt's record."""

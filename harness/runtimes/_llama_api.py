@@ -42,11 +42,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How an engine computes: the cache's type, fused attention or not, its threads, and whether a GPU takes part."""
+    """How an engine computes: the cache's type, fused attention or not, and whether a GPU takes part.
+
+    `threads` are those for one token a sequence and those for longer batches.
+    """
 
     kv_type: Literal["f16", "f32"]
     flash_attention: bool
-    threads: int
+    threads: tuple[int, int]
     offload: bool
 
 
@@ -165,7 +168,7 @@ def _context_parameters(limits: Limits, arithmetic: Arithmetic) -> Any:
     parameters.n_ctx = limits.cells
     parameters.n_batch = parameters.n_ubatch = limits.batch_tokens
     parameters.n_seq_max = limits.sequences
-    parameters.n_threads = parameters.n_threads_batch = arithmetic.threads
+    parameters.n_threads, parameters.n_threads_batch = arithmetic.threads
     parameters.type_k = parameters.type_v = {"f16": lib.GGML_TYPE_F16, "f32": lib.GGML_TYPE_F32}[arithmetic.kv_type]
     parameters.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if arithmetic.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

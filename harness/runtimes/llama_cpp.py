@@ -30,14 +30,16 @@ class LlamaCpp:
     Does: scores and generates with up to `sequences` sequences in batches of `batch_tokens`, over one cache of
         `context` positions that all sequences share, so that a shared beginning is computed once. `kv_type` is the
         cache's type. A session's `max_length` is `context` or the length the model was trained for, whichever is less.
-        On `cuda` and `mps`, `gpu_layers` layers run on the GPU (all when left out); on `cpu` none do.
+        On `cuda` and `mps`, `gpu_layers` layers run on the GPU (all when left out); on `cpu` none do. Prompts are
+        read with the cell's threads; so are tokens generated, unless `decode_threads` gives them a number of their own.
     Needs: the extra `llama-cpp`; for a GPU a build of llama-cpp-python with one.
     Why: the most used runtime of quantized models on CPUs, whose kernels really read packed weights.
     Known: a cache in f16 moves log-probabilities by some thousandths against f32; `kv_type: f32` removes that.
         Attention costs in proportion to all that is in the shared cache, so more `sequences` are not always faster.
-        Weights in memory are counted as packed; copies that llama.cpp repacks for its kernels come on top. Where
-        llama.cpp was built with AMX, repacking is switched off, and the record says so. Recurrent models run one
-        sequence at a time.
+        Weights in memory are counted as packed; copies that llama.cpp repacks for its kernels come on top. Threads
+        meet after each of the hundreds of operations of a token, so a small model may decode faster with one than with
+        two. Where llama.cpp was built with AMX, repacking is switched off, and the record says so. Recurrent models run
+        one sequence at a time.
     Source: llama.cpp as vendored by llama-cpp-python 0.3.36, `include/llama.h`.
     """
 
@@ -53,6 +55,7 @@ class LlamaCpp:
     flash_attention: bool = False
     sequences: int = 16
     gpu_layers: int | None = None
+    decode_threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.kv_type not in ("f16", "f32"):
@@ -66,6 +69,8 @@ class LlamaCpp:
             )
         if self.gpu_layers is not None and self.gpu_layers < 0:
             raise ValueError(f"gpu_layers is {self.gpu_layers}; allowed are 0 and more, or nothing for all layers")
+        if self.decode_threads is not None and self.decode_threads < 1:
+            raise ValueError(f"decode_threads is {self.decode_threads}; allowed are 1 and more, or nothing")
 
     @property
     def formats(self) -> Mapping[str, tuple[Use, ...]]:
@@ -84,14 +89,14 @@ class LlamaCpp:
             )
         file, repacks = model_file(artifact.path), repacking_is_safe(features)
         layers = 0 if hardware.device == "cpu" else -1 if self.gpu_layers is None else self.gpu_layers
-        arithmetic = api.Arithmetic(self.kv_type, self.flash_attention, hardware.threads, hardware.device != "cpu")
+        threads = (self.decode_threads or hardware.threads, hardware.threads)
+        arithmetic = api.Arithmetic(self.kv_type, self.flash_attention, threads, hardware.device != "cpu")
         with api.weights(file, gpu_layers=layers, extra_buffers=repacks) as model:
             # The state of a recurrent model cannot be shared or cut at a position.
             limits = api.Limits(self.batch_tokens, self.context, 1 if model.is_recurrent else self.sequences)
             with api.engine(model, limits=limits, arithmetic=arithmetic) as engine:
-                kernel = (
-                    f"{short(features)}; repack {_on(repacks)}; kv {self.kv_type}; flash {_on(self.flash_attention)}"
-                )
+                switches = f"repack {_on(repacks)}; kv {self.kv_type}; flash {_on(self.flash_attention)}"
+                kernel = f"{short(features)}; {switches}; threads {threads[0]} to decode, {threads[1]} to read"
                 yield LlamaSession(file, model, engine, kernel, () if repacks else (AMX_CAVEAT,))
 
 
