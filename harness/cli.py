@@ -121,7 +121,7 @@ def report(records: Path, out: Path, reporters: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("sql")
-@click.option("--results", type=FOLDER, default="results/quickstart", show_default=True)
+@click.option("--results", type=FOLDER, default="results/quickstart", show_default=True, help="Folder of the records.")
 def query(sql: str, results: Path) -> None:
     """Run SQL over the views records, metrics and observations."""
     from harness import query as queries
@@ -170,7 +170,7 @@ def env() -> None:
 
 @env.command()
 @click.argument("name")
-@click.option("--home", type=FOLDER, default=None, help="[HARNESS_HOME or .harness]")
+@click.option("--home", type=FOLDER, default=None, help=HOME_HELP)
 def create(name: str, home: Path | None) -> None:
     """Make an environment from the extra NAME; the plan then uses it for what needs it."""
     from harness import environments
@@ -182,7 +182,7 @@ def create(name: str, home: Path | None) -> None:
 
 
 @env.command(name="list")
-@click.option("--home", type=FOLDER, default=None, help="[HARNESS_HOME or .harness]")
+@click.option("--home", type=FOLDER, default=None, help=HOME_HELP)
 def env_list(home: Path | None) -> None:
     """List environments, what each serves, and the extras that could become one."""
     from harness import environments
@@ -239,7 +239,8 @@ def _display() -> AbstractContextManager[Display]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    # Into a pipe or a file a table keeps its columns whole.
+    return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def _print(lines: Iterable[str]) -> None:

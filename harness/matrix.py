@@ -31,6 +31,7 @@ class Exclusion(Value):
 
     reason: str
     family: str = "*"
+    source: str = "*"
     pipeline: str = "*"
     runtime: str = "*"
     hardware: str = "*"
@@ -40,6 +41,7 @@ class Exclusion(Value):
         """True when every pattern fits the cell."""
         names = {
             "family": cell.model.family,
+            "source": cell.model.source,
             "pipeline": cell.pipeline.name,
             "runtime": cell.runtime.use,
             "hardware": cell.hardware.name,
