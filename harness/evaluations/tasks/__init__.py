@@ -1,0 +1,1 @@
+"""Accuracy tasks, lm-eval's and our own."""

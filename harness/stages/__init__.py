@@ -1,0 +1,1 @@
+"""Compression steps: one file a method."""
