@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.statistics.intervals import student_quantile
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -33,7 +35,7 @@ class RatioOfSums:
         """
         if self.standard_error is None:
             return None
-        reach = student_quantile(0.5 + level / 2, degrees=self.clusters - 1) * self.standard_error
+        reach = student_quantile(level, degrees=self.clusters - 1) * self.standard_error
         return self.value - reach, self.value + reach
 
 
@@ -49,33 +51,3 @@ def ratio_of_sums(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Rat
     squares = math.fsum((y_G - value * n_G) ** 2)
     error = math.sqrt(count / (count - 1) * squares) / total
     return RatioOfSums(value, error or None, count)
-
-
-def student_quantile(p: float, *, degrees: int) -> float:
-    """Gives the quantile of Student's t for p >= 1/2 by bisection of the exact distribution.
-
-    >>> round(student_quantile(0.975, degrees=7), 4)  # any printed table
-    2.3646
-    """
-    assert 0.5 <= p < 1
-    assert degrees >= 1
-    low, high = 0.0, 1.0
-    while _student_within(high, degrees) < 2 * p - 1:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_within(middle, degrees) < 2 * p - 1 else (low, middle)
-    return (low + high) / 2
-
-
-def _student_within(t: float, degrees: int) -> float:
-    """P(|T| <= t) as a finite sum: Abramowitz and Stegun, 1964, equations 26.7.3 (odd) and 26.7.4 (even degrees)."""
-    theta = math.atan(t / math.sqrt(degrees))
-    cosine_squared = math.cos(theta) ** 2
-    odd = degrees % 2
-    term, terms = (math.cos(theta) if odd else 1.0), []
-    for step in range(odd + 2, degrees + 1, 2):
-        terms.append(term)
-        term *= cosine_squared * (step - 1) / step
-    total = math.sin(theta) * math.fsum(terms)
-    return 2 / math.pi * (theta + total) if odd else total

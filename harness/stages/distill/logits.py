@@ -60,7 +60,7 @@ class DistillLogits:
     warmup: float = 0.1
     autocast: bool = True
     heldout_tokens: int = 2048
-    checkpoint_every: int | None = None
+    checkpoint_every: int | None = 100
 
     def __post_init__(self) -> None:
         wrong = [

@@ -2,7 +2,6 @@
 
 Wrong choices lie 1, 2 or 10 away from the right one, so that size alone does not answer. An item's category names its
 operation and how many digits the numbers have. A written answer counts when it is the number and nothing else.
-
 """
 
 from __future__ import annotations
