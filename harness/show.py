@@ -92,7 +92,8 @@ def _explained(kind: plugins.Kind, name: str) -> str:
     lines = [f"{name} ({kind[:-1]}, version {plugin.version})", "", inspect.getdoc(plugin) or "", "", "Arguments:"]
     for field in dataclasses.fields(plugin):
         default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
-        lines.append(f"  {field.name}: {inspect.formatannotation(field.type)}{default}")
+        shape = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        lines.append(f"  {field.name}: {shape}{default}")
     return "\n".join(lines)
 
 

@@ -120,7 +120,13 @@ def _cell(at: tuple[int, int], found: Estimate | None, axes: Axes) -> None:
         axes.add_patch(Rectangle(at, 1, 1, fill=False, hatch="////", edgecolor="#b9b9b9", linewidth=0))
     axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="white", linewidth=2))
     box = {"facecolor": shade, "edgecolor": "none", "pad": 1.2} if unsure else None
-    axes.text(x + 0.5, y + 0.5, f"{found.value:.2f}", ha="center", va="center", color=INK, fontsize=8.5, bbox=box)
+    ink = "white" if _luminance(shade) < 0.3 else INK
+    axes.text(x + 0.5, y + 0.5, f"{found.value:.2f}", ha="center", va="center", color=ink, fontsize=8.5, bbox=box)
+
+
+def _luminance(shade: tuple[float, float, float, float]) -> float:
+    """Gives the perceived brightness from 0 to 1 (ITU-R BT.709 weights)."""
+    return 0.2126 * shade[0] + 0.7152 * shade[1] + 0.0722 * shade[2]
 
 
 def _frame(grid: _Grid, axes: Axes) -> None:
