@@ -37,6 +37,11 @@ DEFINITIONS = (
         "shapes (prompt length x batch). Tokens per second and TTFT are those of the smallest shape.",
     ),
     ("Bandwidth used", "Decoding speed over what reading all weights once a token allows at the measured bandwidth."),
+    (
+        "Memory",
+        "Peak resident memory of the measuring process while it read a prompt and generated, file-mapped weights "
+        "included, by the kernel's high-water mark.",
+    ),
     ("Load", "Opening the model with its files in the page cache."),
     ("Time to deploy", "Seconds of every step after the source was fetched, conversions for the runtime included."),
 )

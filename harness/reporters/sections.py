@@ -26,7 +26,7 @@ SPEEDS = (
     "Peak memory (MB)",
     "Load",
 )
-COLUMNS = 5
+COLUMNS = 6
 """Tasks side by side in one table."""
 
 
@@ -42,6 +42,8 @@ def summary_rows(summary: Summary, entries: Sequence[Entry]) -> list[dict[str, s
             "KL (nats)": metric(entry.row.first("kl_mean", evaluation="fidelity")),
             "Decode speed-up": speed(entry, "decode"),
             "Prefill speed-up": speed(entry, "prefill"),
+            "Memory (MB)": EMULATED if entry.row.is_emulated else megabytes(_peak(entry)),
+            "Time to deploy": seconds(entry.row.deploy_s),
             "Outcome": plain(entry.row.outcome),
         }
         for entry in entries
@@ -172,7 +174,6 @@ def _speeds(summary: Summary, entry: Entry) -> dict[str, str]:
         return {**_names(summary, entry), **dict.fromkeys(SPEEDS, EMULATED)}
     share = row.first("mbu", evaluation="probes.speed")
     first = {name: row.first(name, evaluation="probes.speed") for name in ("decode_tps", "prefill_tps", "ttft_s")}
-    peak = row.first("peak_bytes", evaluation="probes.memory")
     load = row.first("load_warm_s", evaluation="probes.load")
     return {
         **_names(summary, entry),
@@ -182,9 +183,14 @@ def _speeds(summary: Summary, entry: Entry) -> dict[str, str]:
         "Prefill speed-up": _with_ends(entry, "prefill"),
         "TTFT": seconds(first["ttft_s"].value if first["ttft_s"] else None),
         "Bandwidth used": f"{100 * share.value:.0f} %" if share else NOTHING,
-        "Peak memory (MB)": megabytes(peak.value if peak else None),
+        "Peak memory (MB)": megabytes(_peak(entry)),
         "Load": seconds(load.value if load else None),
     }
+
+
+def _peak(entry: Entry) -> float | None:
+    peak = entry.row.first("peak_bytes", evaluation="probes.memory")
+    return peak.value if peak else None
 
 
 def _with_ends(entry: Entry, phase: str) -> str:

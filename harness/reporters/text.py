@@ -67,7 +67,7 @@ def seconds(value: float | None) -> str:
         return "0 s"
     if value < 1:
         return f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.2g} ms"
-    if value < 120:
+    if value < 600:
         return f"{value:.1f} s" if value < 60 else f"{value:.0f} s"
     minutes = round(value / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
