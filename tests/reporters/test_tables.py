@@ -62,7 +62,7 @@ def test_no_table_is_too_wide_to_read_and_every_row_fills_it(report):
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         widths = {len(re.split(r"(?<!\\)\|", line)) - 2 for line in table.splitlines()}
         assert len(widths) == 1
-        assert widths.pop() <= 10
+        assert widths.pop() <= 12
 
 
 def test_every_cell_has_a_row_and_what_did_not_run_has_its_reason(report, results):
@@ -83,7 +83,7 @@ def test_emulated_rows_show_what_packing_would_give_and_no_speed(report):
     shown = next(line for line in lines if line.startswith("| q4_k_m") and "transformers" in line)
     assert "(4.98)" in shown
     assert "(83.7)" in shown
-    assert shown.count("emulated") == 3
+    assert shown.count("emulated") == 4
 
 
 def test_the_tables_numbers_are_those_of_the_counts(report):
