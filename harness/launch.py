@@ -63,9 +63,7 @@ class Launcher:
         )
         os.close(writing)
         try:
-            timed_out = _follow(reading, progress, time.monotonic() + self.timeout_s)
-            if not timed_out:
-                child.wait()
+            timed_out = not _finishes(child, reading, progress, time.monotonic() + self.timeout_s)
         finally:
             os.close(reading)
             kill_group(child)
@@ -107,22 +105,29 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _follow(pipe: int, progress: Progress, deadline: float) -> bool:
-    """Passes notes on until the child closes the pipe; True when the deadline came first."""
+def _finishes(child: subprocess.Popen[bytes], pipe: int, progress: Progress, deadline: float) -> bool:
+    """Passes notes on until the child is gone; False when the deadline came first.
+
+    The end of the pipe alone says nothing: a grandchild may hold it, a child may close it and hang. So the child is
+    looked at once a second as well.
+    """
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(left):
-                continue
-            chunk = os.read(pipe, 65536)
+            ready = selector.select(min(left, 1.0))
+            chunk = os.read(pipe, 65536) if ready else b""
             if not chunk:
-                return False
+                if ready:
+                    time.sleep(0.01)  # an ended pipe is always ready: give the child a moment to be gone
+                if child.poll() is not None:
+                    return True
+                continue
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
                 note = Note.model_validate_json(line)
                 progress(note.fraction, note.message)
-    return True
+    return False
 
 
 def _died(job: BuildJob | MeasureJob, code: int, *, out_of_memory: bool) -> Answer:

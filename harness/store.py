@@ -17,6 +17,7 @@ import fcntl
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from harness.record import SCHEMA_VERSION, Failure, Observation, Outcome, Record
 from harness.spec import Cell
 
 T = TypeVar("T", Record, Cell)
+LOCK, CELL, RECORD = "lock", "cell.json", "record.json"
 ROWS = "observations.parquet"
 RUNNING_ROWS = "observations.jsonl"
 
@@ -46,36 +48,42 @@ class Store:
         with _disk_errors(self.root):
             folder = self._folder(cell) / f"attempt-{len(self._attempts(cell)) + 1:04d}.partial"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "cell.json").write_text(cell.model_dump_json(), encoding="utf-8")
-            lock = (folder / "lock").open("w")
+            lock = (folder / LOCK).open("w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StoreError("another harness is measuring this cell", file=folder, remedy="wait for it") from error
+            with _disk_errors(self.root):
+                _write_aside(folder / CELL, cell.model_dump_json())
             yield folder
 
     def put(self, record: Record, partial: Path) -> Path:
         """Completes an attempt: rows to Parquet, the record beside them, then one rename. Gives the folder."""
         with _disk_errors(self.root):
             _rows_to_parquet(partial)
-            _write_aside(partial / "record.json", record.model_dump_json(indent=1))
-            for left in ("lock", "cell.json", "job.json", "answer.json"):
-                (partial / left).unlink(missing_ok=True)
-            return partial.rename(partial.with_suffix(""))
+            _write_aside(partial / RECORD, record.model_dump_json(indent=1))
+            return _complete(partial)
 
     def recover(self) -> list[Record]:
         """Records the attempts that a killed harness left behind, with the rows they had."""
         recovered = []
         for partial in sorted(self.root.glob("*/attempt-*.partial")):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), (partial / "lock").open() as lock:
+            with contextlib.suppress(BlockingIOError), _disk_errors(self.root), (partial / LOCK).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                cell = _read(partial / "cell.json", Cell)
-                failure = Failure(phase="launch", reason="the harness was killed", advice="the cell is measured again")
-                record = Record(cell=cell, outcome=Outcome.FAILED, error=failure)
-                self.put(record, partial)
-                recovered.append(record)
+                if (partial / RECORD).exists():
+                    recovered.append(self.read(_complete(partial)))
+                elif (partial / CELL).exists():
+                    recovered.append(self._abandoned(partial))
+                else:
+                    shutil.rmtree(partial)
         return recovered
+
+    def _abandoned(self, partial: Path) -> Record:
+        failure = Failure(phase="launch", reason="the harness was killed", advice="the cell is measured again")
+        record = Record(cell=_read(partial / CELL, Cell), outcome=Outcome.FAILED, error=failure)
+        self.put(record, partial)
+        return record
 
     def latest(self, cell: Cell) -> Record | None:
         """Gives the newest record of a cell, or None."""
@@ -91,7 +99,7 @@ class Store:
 
     def read(self, folder: Path) -> Record:
         """Reads one attempt's record."""
-        return _read(folder / "record.json", Record)
+        return _read(folder / RECORD, Record)
 
     @property
     def records(self) -> list[Record]:
@@ -100,7 +108,7 @@ class Store:
 
     def latest_with_folders(self) -> list[tuple[Record, Path]]:
         """Gives the latest record of every cell with its folder. Raises StoreError when there are none."""
-        folders = [self._complete(cell)[-1] for cell in sorted(self.root.glob("*")) if self._complete(cell)]
+        folders = [_finished(cell)[-1] for cell in sorted(self.root.glob("*")) if _finished(cell)]
         if not folders:
             raise StoreError("there are no records here", file=self.root, remedy="run a matrix: harness quickstart")
         return [(self.read(folder), folder) for folder in folders]
@@ -116,11 +124,18 @@ class Store:
         return existing[0] if existing else self.root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', slug)}--{cell.id}"
 
     def _attempts(self, cell: Cell) -> list[Path]:
-        return self._complete(self._folder(cell))
+        return _finished(self._folder(cell))
 
-    @staticmethod
-    def _complete(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.glob("attempt-*") if path.suffix != ".partial")
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("attempt-*") if path.suffix != ".partial")
+
+
+def _complete(partial: Path) -> Path:
+    """Takes away what only a running cell needs and gives the folder its final name."""
+    for left in (LOCK, CELL, "job.json", "answer.json"):
+        (partial / left).unlink(missing_ok=True)
+    return partial.rename(partial.with_suffix(""))
 
 
 def read_rows(folder: Path) -> list[Observation]:

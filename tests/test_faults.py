@@ -236,3 +236,40 @@ def test_a_polite_stop_records_the_running_cell_and_ends_its_child(tmp_path) -> 
     assert (record.outcome, record.error.reason) == (Outcome.FAILED, "interrupted")
     running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
     assert running.stdout == ""
+
+
+@pytest.mark.parametrize(("left", "outcome"), [((), None), (("cell.json",), "failed"), (("record.json",), "ok")])
+def test_an_attempt_that_a_killed_harness_left_is_recovered_wherever_it_was_killed(world, left, outcome) -> None:
+    world.run(matrix())
+    whole = next(world.store.root.glob("*/attempt-0001"))
+    record = world.store.read(whole)
+    files = {"record.json": (whole / "record.json").read_text(), "cell.json": record.cell.model_dump_json()}
+    shutil.rmtree(whole)
+    partial = whole.with_name("attempt-0001.partial")
+    partial.mkdir()
+    for name in left:
+        (partial / name).write_text(files[name])
+    recovered = world.store.recover()
+    assert [str(one.outcome) for one in recovered] == ([outcome] if outcome else [])
+    assert not partial.exists()
+
+
+def test_an_attempt_that_another_harness_is_running_is_left_alone_and_not_run_twice(world) -> None:
+    cell = next(matrix().cells())
+    with world.store.attempt(cell) as folder:
+        assert world.store.recover() == []
+        assert folder.exists()
+        with pytest.raises(StoreError, match="another harness"):
+            world.run(matrix())
+
+
+def test_a_child_that_closes_its_pipe_and_hangs_is_still_ended_at_its_timeout(world, tmp_path) -> None:
+    (tmp_path / "mute.py").write_text(
+        "import os, time\nfrom harness.testing import FakeBlur\n"
+        "if 'HARNESS_PROGRESS_FD' in os.environ:\n"
+        "    os.close(int(os.environ['HARNESS_PROGRESS_FD']))\n    time.sleep(600)\n"
+    )
+    points = testing.ENTRY_POINTS.replace("[harness.runtimes]", "mute = mute:FakeBlur\n[harness.runtimes]")
+    with testing.installed(tmp_path, points):
+        records = world.run(matrix([Use(use="mute")], timeout_s=3))
+    assert [record.outcome for record in records] == [Outcome.OK, Outcome.TIMEOUT]
