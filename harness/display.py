@@ -34,7 +34,7 @@ def summary(record: Record) -> str:
     """Gives a record in one line: the outcome, how long it took, and the reason where there are no numbers."""
     took = f" in {record.seconds['total']:.0f} s" if "total" in record.seconds else ""
     reason = f": {record.error.reason.splitlines()[0]}" if record.error and record.error.reason else ""
-    gaps = f" ({len(record.gaps)} evaluations could not be answered)" if record.gaps else ""
+    gaps = f" (could not answer {', '.join(gap.evaluation for gap in record.gaps)})" if record.gaps else ""
     return f"{record.outcome}{took}{reason}{gaps}"
 
 

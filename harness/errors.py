@@ -46,6 +46,12 @@ class UserError(HarnessError):
         super().__init__("\n".join([message, *self._lines()]))
 
     @property
+    def reason(self) -> str:
+        """The mistake in one line, without the remedy."""
+        told = [" ".join(line.split()) for line in self._lines() if not line.startswith("  remedy:")]
+        return f"{self.message} ({'; '.join(told)})" if told else self.message
+
+    @property
     def remedy(self) -> str:
         """What to do, or nothing."""
         return self.details.get("remedy") or ""

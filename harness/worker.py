@@ -59,8 +59,11 @@ def _guarded(work: _Building | _Measuring) -> Answer:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
         outcome = classify(error)
-        reason = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-        advice = error.remedy if isinstance(error, UserError) else ""
+        reason, advice = f"{type(error).__name__}: {error}", ""
+        if isinstance(error, UserError):
+            reason, advice = error.reason, error.remedy
+        elif isinstance(error, HarnessError):
+            reason = str(error)
         failure = Failure(phase=work.phase, reason=reason, advice=advice or outcome.advice, traceback=text)
         return work.answer(outcome, failure)
 
