@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -200,11 +201,11 @@ def test_killing_the_run_ten_times_and_resuming_gives_the_same_results_as_one_un
     whole.run(given)
     file = tmp_path / "matrix.json"
     file.write_text(given.model_dump_json())
-    kills = 0
-    for tenth in range(10):
+    kills, moments = 0, random.Random(7)
+    for _ in range(10):
         process = start(torn, file)
-        # From the middle of the first build to the middle of a later cell; interpreter start is about half a second.
-        time.sleep(0.55 + 0.13 * tenth)
+        # Starting the interpreter takes about half a second, a cell with its build about as long again.
+        time.sleep(moments.uniform(0.45, 1.1))
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
