@@ -24,18 +24,18 @@ from harness.record import Identity
 def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Identity:
     """Gives the identity of a loaded model; reads every weight file once to hash it."""
     files = sorted(directory.glob("*.safetensors"))
-    stored = list(_unique([*model.parameters(), *model.buffers()]))
-    weights = list(_unique(model.state_dict().values()))
+    stored = list(unique([*model.parameters(), *model.buffers()]))
+    weights = list(unique(model.state_dict().values()))
     packed = [tensor for tensor in weights if not tensor.is_floating_point() and tensor.numel() > 1]
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     return Identity(
-        weights_digest=_file_digest(files),
+        weights_digest=file_digest(files),
         weights_disk_bytes=sum(file.stat().st_size for file in files),
         weights_memory_bytes=sum(tensor.untyped_storage().nbytes() for tensor in stored),
-        parameters=_architecture_size(model.config) if packed else sum(t.numel() for t in _unique(model.parameters())),
+        parameters=architecture_size(model.config) if packed else sum(t.numel() for t in unique(model.parameters())),
         tensor_types=tensor_types(weights),
         kernel=_kernel(model, packed),
-        tokenizer_hash=_tokenizer_hash(tokenizer, directory),
+        tokenizer_hash=tokenizer_hash(tokenizer, directory),
         chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         runtime_version=f"transformers {transformers.__version__}",
         caveats=("packed weights are counted by the architecture they stand for",) if packed else (),
@@ -50,7 +50,7 @@ def tensor_types(weights: Iterable[torch.Tensor]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _unique(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def unique(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Gives plain tensors, each storage once; a wrapper (torchao's, for one) counts as the tensors inside it."""
     seen: set[tuple[torch.device, int]] = set()
     for tensor in (part for whole in tensors for part in plain_parts(whole)):
@@ -70,7 +70,7 @@ def plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from plain_parts(getattr(tensor, name))
 
 
-def _architecture_size(config: Any) -> int:
+def architecture_size(config: Any) -> int:
     plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
@@ -88,18 +88,18 @@ def _kernel(model: Any, packed: list[torch.Tensor]) -> str:
         if any(part.data_ptr() in pointers for part in plain_parts(own))
     }
     attention = model.config._attn_implementation
-    return " ".join([f"torch {torch.__version__}", attention, _short(model.dtype), *sorted(owners)])
+    return " ".join([f"torch {torch.__version__}", attention, short_name(model.dtype), *sorted(owners)])
 
 
 def _type_name(tensor: torch.Tensor) -> str:
-    return _short(tensor.dtype)
+    return short_name(tensor.dtype)
 
 
-def _short(dtype: torch.dtype) -> str:
+def short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _file_digest(files: Iterable[Path]) -> str:
+def file_digest(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -108,7 +108,7 @@ def _file_digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
     file = directory / "tokenizer.json"
     plain = file.read_bytes() if file.is_file() else json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     return hashlib.sha256(plain).hexdigest()

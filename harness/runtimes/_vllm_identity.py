@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.record import Identity
 from harness.runtimes._hf_identity import (
-    _architecture_size,
-    _file_digest,
-    _short,
-    _tokenizer_hash,
-    _unique,
+    architecture_size,
+    file_digest,
+    short_name,
     tensor_types,
+    tokenizer_hash,
+    unique,
 )
 
 HIDDEN = "matrices that oneDNN keeps in a layout of its own are counted at the size they had before"
@@ -55,13 +55,13 @@ def identify(engine: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -
     config = engine.model_config
     mode = "eager" if config.enforce_eager else "compiled"
     return Identity(
-        weights_digest=_file_digest(files),
+        weights_digest=file_digest(files),
         weights_disk_bytes=sum(file.stat().st_size for file in files),
         weights_memory_bytes=found.memory_bytes,
-        parameters=_architecture_size(config.hf_config) if found.packed else found.elements,
+        parameters=architecture_size(config.hf_config) if found.packed else found.elements,
         tensor_types=found.types,
-        kernel=" ".join([f"torch {torch.__version__}", _short(config.dtype), mode, *found.kernels]),
-        tokenizer_hash=_tokenizer_hash(tokenizer, directory),
+        kernel=" ".join([f"torch {torch.__version__}", short_name(config.dtype), mode, *found.kernels]),
+        tokenizer_hash=tokenizer_hash(tokenizer, directory),
         chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         runtime_version=f"vllm {vllm.__version__}",
         caveats=(*((PACKED,) if found.packed else ()), *((HIDDEN,) if found.hidden else ())),
@@ -70,11 +70,11 @@ def identify(engine: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -
 
 def inventory(model: torch.nn.Module) -> Inventory:
     """Counts a model's parameters, tied ones once; caches and tables of positions are buffers and no weights."""
-    seen = [tensor for tensor in _unique(model.parameters()) if tensor.numel()]
+    seen = [tensor for tensor in unique(model.parameters()) if tensor.numel()]
     unseen = list(hidden_matrices(model))
     types = Counter(tensor_types(seen))
     for elements, dtype in unseen:
-        types[_short(dtype)] += elements
+        types[short_name(dtype)] += elements
     return Inventory(
         memory_bytes=sum(tensor.untyped_storage().nbytes() for tensor in seen)
         + sum(elements * dtype.itemsize for elements, dtype in unseen),
