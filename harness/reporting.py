@@ -14,7 +14,7 @@ from harness.store import Store
 
 def write(store: Store, out: Path, names: Sequence[str]) -> list[Path]:
     """Writes a report with the named reporters, or with all that can run here. Raises UserError."""
-    assert store.records, "a store without records raises before this"
+    store.latest_with_folders()  # raises when there is nothing to report, before a folder is made
     try:
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []

@@ -120,7 +120,7 @@ def _cell(at: tuple[int, int], found: Estimate | None, axes: Axes) -> None:
         axes.add_patch(Rectangle(at, 1, 1, fill=False, hatch="////", edgecolor="#b9b9b9", linewidth=0))
     axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="white", linewidth=2))
     box = {"facecolor": shade, "edgecolor": "none", "pad": 1.2} if unsure else None
-    ink = "white" if _luminance(shade) < 0.3 else INK
+    ink = "white" if _luminance(shade) < 0.4 else INK
     axes.text(x + 0.5, y + 0.5, f"{found.value:.2f}", ha="center", va="center", color=ink, fontsize=8.5, bbox=box)
 
 

@@ -1,0 +1,42 @@
+"""Metrics are pure functions of rows: over every built-in evaluation that the published records hold."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import plugins
+from harness.record import Observation, Record
+from harness.spec import Use
+from harness.store import Store
+from harness.testing import check_summary
+
+STORE = Store(Path(__file__).parent.parent.parent / "results" / "published" / "quickstart")
+RECORDS = {f"{r.cell.pipeline.name}-{r.cell.runtime.use}": r for r in STORE.records}
+
+
+def rows_of(use: Use, record: Record, rows: Sequence[Observation]) -> list[Observation]:
+    """The rows that one evaluation of the suite wrote; a task evaluation owns the rows of its own task."""
+    own = [row for row in rows if row.evaluation == use.use]
+    return [row for row in own if row.task == use.args["task"]] if "task" in use.args else own
+
+
+def test_the_published_records_hold_every_builtin_evaluation() -> None:
+    found = {use.use for record in RECORDS.values() for use in record.cell.suite.evaluations}
+    assert found == set(plugins.installed("evaluations"))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_order_of_rows_changes_no_metric_and_the_stored_metrics_follow_from_the_rows(name: str) -> None:
+    record = RECORDS[name]
+    rows = STORE.observations(record)
+    again = []
+    for use in record.cell.suite.evaluations:
+        own = rows_of(use, record, rows)
+        assert own, use
+        evaluation = plugins.evaluation(use)
+        shuffled = random.Random(1).sample(own, len(own))
+        check_summary([evaluation.summarize(own), evaluation.summarize(own[::-1]), evaluation.summarize(shuffled)])
+        again.extend(evaluation.summarize(own))
+    check_summary([tuple(again), record.metrics])
