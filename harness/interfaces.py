@@ -38,8 +38,9 @@ Progress = Callable[[float | None, str], None]
 class Artifact:
     """A folder of files that was fetched or built, with its facts. `path` is the folder.
 
-    Formats: `hf` a Hugging Face model directory, `gguf` a folder with exactly one `*.gguf`, `text` a corpus
-    (`train.txt` and `heldout.txt`, documents separated by a form feed), `files` anything else.
+    Formats: `hf` a Hugging Face model directory, `grid` the same with linear weights on declared integer grids, `gguf`
+    a folder with exactly one `*.gguf`, `text` a corpus (`train.txt` and `heldout.txt`, documents separated by a form
+    feed, and where it has questions with answers `train.pairs.jsonl` and `heldout.pairs.jsonl`), `files` anything else.
     """
 
     path: Path
@@ -116,10 +117,15 @@ class Source(Plugin, Protocol):
         """Puts the files into the empty folder `out`. Raises SourceError when they cannot be had."""
 
 
+SAME = "same"
+"""What a stage `produces` whose output has the format of its input."""
+
+
 class Stage(Plugin, Protocol):
     """One compression step.
 
-    `consumes` are formats, `produces` is one; `emulated` says that the weights stay unpacked.
+    `consumes` are formats, `produces` is one, or `same` (SAME): the one that came in. `emulated` says that the stage
+    quantizes and leaves the weights unpacked; what comes after keeps that name as long as the format stays.
     """
 
     consumes: ClassVar[frozenset[str]]

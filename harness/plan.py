@@ -19,6 +19,7 @@ from harness import environments, plugins
 from harness.cache import Cache
 from harness.environments import Environment
 from harness.errors import CorruptArtifact, Unsupported
+from harness.interfaces import SAME, Stage
 from harness.matrix import Matrix
 from harness.spec import REFERENCE, Cell, Model, Need, Use, digest
 from harness.store import Store
@@ -172,19 +173,17 @@ class _Planner:
         before = self._converted(before, accepted, (use.use, cell))
         needs = self._needs(stage.needs, cell)
         said = [before.key, use.canonical(), stage.version, sorted(needs.items()), *([cell.seed] if cell.seed else [])]
-        emulated = before.emulated if use.use.startswith("convert.") else stage.emulated
+        produces = before.format if stage.produces == SAME else stage.produces
+        _keeps_grid_or_refuse(use, stage, before)
+        kept = use.use.startswith("convert.") or stage.produces == SAME
+        emulated = stage.emulated or (kept and before.emulated)
         environment = self._environment("stages", use)
-        return self._add(
-            Build(digest(said), before.origin, use, before.key, needs, stage.produces, emulated, environment)
-        )
+        return self._add(Build(digest(said), before.origin, use, before.key, needs, produces, emulated, environment))
 
     def _converted(self, before: Build, accepted: Mapping[str, Sequence[Use]], wanted: tuple[str, Cell]) -> Build:
         who, cell = wanted
         if before.format not in accepted:
-            raise Unsupported(
-                f"{who} opens {', '.join(sorted(accepted))}, and the pipeline gives {before.format}",
-                remedy="leave the combination out with an exclusion",
-            )
+            raise _unopenable(who, before, accepted)
         for use in accepted[before.format]:
             before = self._staged(before, use, cell)
         return before
@@ -217,6 +216,33 @@ class _Planner:
 
     def _add(self, build: Build) -> Build:
         return self.builds.setdefault(build.key, build)
+
+
+def _keeps_grid_or_refuse(use: Use, stage: Stage, before: Build) -> None:
+    """Raises Unsupported when a stage would move quantized weights that nobody declared off their grid."""
+    moves_weights = stage.produces in (SAME, before.format) and not stage.emulated
+    if before.emulated and before.format == "hf" and moves_weights:
+        raise Unsupported(
+            f"{use.use} would change weights that {before.label} rounded, and that quantizer does not say onto which "
+            f"grid: the result would be called quantized and not be",
+            remedy=f"put {use.use} before the quantizer, or use one that writes the format grid (quantize.rtn)",
+        )
+
+
+WHY = {
+    "gguf": "its weights are packed in blocks, which have no gradient and no neurons to remove",
+    "grid": "its weights lie on a quantization grid, which this stage would leave",
+}
+"""Why a stage that needs plain weights cannot work on a format; put into refusals."""
+
+
+def _unopenable(who: str, before: Build, accepted: Mapping[str, Sequence[Use]]) -> Unsupported:
+    """Gives the refusal of a stage or runtime for the format before it."""
+    reason = f"{who} opens {', '.join(sorted(accepted))}, and {before.label} gives {before.format}"
+    if before.format in WHY and "hf" in accepted:
+        maker = before.label.partition("(")[0]
+        return Unsupported(f"{reason}: {WHY[before.format]}", remedy=f"put {who} before {maker} in the pipeline")
+    return Unsupported(reason, remedy="leave the combination out with an exclusion")
 
 
 def missing(kind: plugins.Kind, name: str, *, where: str = "this") -> Unsupported:

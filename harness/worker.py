@@ -24,7 +24,16 @@ from typing import TextIO
 from harness import machine, plugins
 from harness.cache import Cache
 from harness.errors import CorruptArtifact, HarnessError, Unsupported, UserError
-from harness.interfaces import Artifact, BuildReport, Evaluation, EvaluationContext, Progress, Session, StageContext
+from harness.interfaces import (
+    SAME,
+    Artifact,
+    BuildReport,
+    Evaluation,
+    EvaluationContext,
+    Progress,
+    Session,
+    StageContext,
+)
 from harness.job import JOB, PROGRESS_FD, Answer, BuildJob, MeasureJob, Note
 from harness.record import ArtifactFacts, Failure, Gap, Metric, Observation, Outcome, Phase, StageCost
 from harness.spec import Use
@@ -105,8 +114,9 @@ class _Building:
             else:
                 assert job.parent is not None
                 stage, parent = plugins.stage(job.stage), self._artifact(cache, job.parent)
+                produces = parent.format if stage.produces == SAME else stage.produces
                 facts = self._timed(
-                    lambda: stage.apply(parent, out, context=context), report, produces=stage.produces, parent=parent
+                    lambda: stage.apply(parent, out, context=context), report, produces=produces, parent=parent
                 )
             cache.commit(job.key, facts)
         return Answer(outcome=Outcome.OK)

@@ -37,7 +37,7 @@ ORDER = (
     "cli",
 )
 PLUGIN_FOLDERS = ("sources", "stages", "runtimes", "evaluations", "reporters", "gate")
-PLUGINS_MAY_IMPORT = {"interfaces", "record", "spec", "errors", "statistics"}
+PLUGINS_MAY_IMPORT = {"interfaces", "record", "spec", "errors", "statistics", "training"}
 HEAVY = {
     "torch",
     "transformers",
@@ -50,6 +50,10 @@ HEAVY = {
     "pyarrow",
     "datasets",
     "gguf",
+    "llmcompressor",
+    "peft",
+    "safetensors",
+    "sklearn",
 }
 
 

@@ -74,7 +74,7 @@ class LlamaCpp:
 
     @property
     def formats(self) -> Mapping[str, tuple[Use, ...]]:
-        return {"gguf": (), "hf": (Use(use="convert.gguf"),)}
+        return {"gguf": (), "hf": (Use(use="convert.gguf"),), "grid": (Use(use="convert.gguf"),)}
 
     @contextmanager
     def open(self, artifact: Artifact, *, hardware: Hardware) -> Iterator[Session]:

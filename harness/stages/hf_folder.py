@@ -28,8 +28,10 @@ WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.inde
 
 def require_unpacked(artifact: Artifact) -> None:
     """Raises SpecError when the artifact is no Hugging Face folder, Unsupported when its weights are already packed."""
-    if artifact.format != "hf":
-        raise SpecError("this stage works on a Hugging Face model folder", found=artifact.format, allowed=["hf"])
+    if artifact.format not in ("hf", "grid"):
+        raise SpecError(
+            "this stage works on a Hugging Face model folder", found=artifact.format, allowed=["hf", "grid"]
+        )
     config = json.loads((artifact.path / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise Unsupported(

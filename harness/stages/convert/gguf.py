@@ -58,7 +58,7 @@ class ConvertGguf:
     version: ClassVar[str] = "1"
     requirements: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors", "yaml")
     extra: ClassVar[str | None] = "torch"
-    consumes: ClassVar[frozenset[str]] = frozenset({"hf"})
+    consumes: ClassVar[frozenset[str]] = frozenset({"hf", "grid"})
     produces: ClassVar[str] = "gguf"
     emulated: ClassVar[bool] = False
 

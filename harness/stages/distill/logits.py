@@ -1,169 +1,202 @@
 """Logit distillation: a student learns the teacher's whole next-token distribution, not only the word that came.
 
-The teacher is the family's reference, the student whatever the stages before made of it (pruned, usually). Both read
-the same text; the student's distribution is pulled towards the teacher's at every position. It is the cheapest repair
-after pruning, and the standard against which other distillers are compared.
+The teacher is the family's reference unless another is named, the student whatever the stages before made of it
+(pruned, usually). Both read the same text; the student's distribution is pulled towards the teacher's at every
+position. It is the cheapest repair after pruning, and the standard against which other distillers are compared. Without
+its soft loss it is plain training on text, which is the control that every distillation needs.
+
+Shapes: N positions of a step, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.errors import SpecError
 from harness.interfaces import Artifact, StageContext
-from harness.sources.corpus import CorpusArgument, Split, corpus_need
-from harness.spec import REFERENCE, Need
+from harness.sources.corpus import corpus_need
+from harness.spec import Need, Use
+from harness.stages.distill.recipe import Recipe, refuse, teacher_need, training_blocks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
 
     from harness.sources.corpus import Blocks
-    from harness.stages.distill.trainer import Pair
+    from harness.stages.distill.soft import Soft
+    from harness.stages.distill.student import Student
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl")
 
 
 @final
-@dataclass(frozen=True)
-class DistillLogits:
-    """Trains the model to give its family's reference's next-token distributions.
+@dataclass(frozen=True, kw_only=True)
+class DistillLogits(Recipe):
+    """Trains the model to give its teacher's next-token distributions.
 
-    Does:   minimizes kd_weight * t^2 * KL(teacher || student at temperature t) + ce_weight * cross-entropy over every
-            position of `tokens` tokens of the corpus, read once in blocks of `sequence`, `batch` blocks a step. AdamW
-            (0.9, 0.95, no weight decay), gradients clipped to norm 1, warm-up over the first `warmup` of the steps,
-            then a cosine to zero. Weights are float32 while training; bfloat16 arithmetic with `autocast`; saved in the
-            stored type. With `checkpoint_every` a killed run continues from its last checkpoint to the same bits.
-    Needs:  a teacher with the same tokenizer (the family's reference), a corpus, and about 18 bytes of memory a student
-            parameter.
-    Why:    repairs a pruned model in minutes and is the "distil" of prune, distil, quantize.
+    Does:   minimizes kd_weight * t^2 * D(teacher, student at temperature t) + ce_weight * cross-entropy over every
+            position of `tokens` tokens of the corpus, read once in blocks of `sequence`, `batch` blocks a step. D is
+            forward_kl, reverse_kl, jsd (`beta`), skewed_kl or skewed_reverse_kl (`skew`). AdamW (0.9, 0.95, no weight
+            decay), gradients clipped to norm 1, warm-up over the first `warmup` of the steps, then a cosine to zero.
+            Weights are float32 while training (bfloat16 arithmetic with `autocast`), saved in the stored type. With
+            `top_k` the teacher's predictions are computed once, kept on disk (K tokens and a tail) and shared. `lora`
+            trains adapters. Weights on a quantization grid are trained through the rounding or frozen (`quantized`).
+            With `checkpoint_every` a killed run continues from its last checkpoint to the same bits.
+    Needs:  a teacher with the same tokenizer (the family's reference, or `teacher`), a corpus, and about 18 bytes of
+            memory a student parameter. None of the teacher with kd_weight 0, which is training on the text itself.
+    Why:    repairs a pruned model in minutes, is the "distil" of prune, distil, quantize; after an emulated quantizer
+            it is quantization-aware distillation (QAD), and with kd_weight 0 quantization-aware training (QAT).
     Known:  forward KL spreads a small student over everything the teacher does; on-policy methods differ. Forward KL
             without cross-entropy is what Minitron trains with; papers put alpha on either side, so both weights are
-            named. Text of one kind teaches that kind: check tasks far from the corpus too.
-    Source: Hinton et al., arXiv 1503.02531; Minitron, arXiv 2407.14679 (logits only, no cross-entropy).
+            named. Text of one kind teaches that kind: check tasks far from the corpus too. Published QAD fixes scales
+            from calibration as is done here, and trains activations' rounding too, which is not done here.
+    Source: Hinton et al., arXiv 1503.02531; GKD, arXiv 2306.13649; Minitron, arXiv 2407.14679 (logits only, no
+            cross-entropy); QAD, arXiv 2601.20088. Own loop: TRL's stable DistillationTrainer (1.16) is on-policy only,
+            and neither it nor ModelOpt's trainer continues to the same bits; TRL's loss is the oracle of the tests.
     """
 
     version: ClassVar[str] = "1"
     requirements: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors")
     extra: ClassVar[str | None] = "torch"
-    consumes: ClassVar[frozenset[str]] = frozenset({"hf"})
-    produces: ClassVar[str] = "hf"
+    consumes: ClassVar[frozenset[str]] = frozenset({"hf", "grid"})
+    produces: ClassVar[str] = "same"
     emulated: ClassVar[bool] = False
 
-    tokens: int
-    corpus: CorpusArgument = "docstrings:default"
-    learning_rate: float = 2e-4
     temperature: float = 1.0
     kd_weight: float = 1.0
     ce_weight: float = 0.0
-    batch: int = 4
-    sequence: int = 256
-    warmup: float = 0.1
-    autocast: bool = True
-    heldout_tokens: int = 2048
-    checkpoint_every: int | None = 100
+    divergence: str = "forward_kl"
+    beta: float = 0.5
+    skew: float = 0.1
+    top_k: int | None = None
+    teacher: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
-        wrong = [
-            message
-            for is_wrong, message in (
-                (
-                    self.sequence < 2 or self.batch < 1,
-                    f"batch {self.batch}, sequence {self.sequence}: from 1 and from 2",
-                ),
-                (self.tokens < self.batch * self.sequence, f"tokens {self.tokens}: at least batch * sequence"),
-                (not self.learning_rate > 0, f"learning_rate {self.learning_rate}: more than 0"),
-                (not self.temperature > 0, f"temperature {self.temperature}: more than 0"),
-                (min(self.kd_weight, self.ce_weight) < 0, "kd_weight, ce_weight: not negative"),
-                (self.kd_weight + self.ce_weight == 0, "kd_weight, ce_weight: not both 0"),
-                (not 0 <= self.warmup < 1, f"warmup {self.warmup}: a fraction of the steps, from 0 and under 1"),
-                (self.heldout_tokens < 0, f"heldout_tokens {self.heldout_tokens}: from 0 (measure nothing)"),
-                (self.checkpoint_every is not None and self.checkpoint_every < 1, "checkpoint_every: from 1, or null"),
-            )
-            if is_wrong
-        ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        corpus_need(self.corpus)
+        checks = (
+            (not self.temperature > 0, f"temperature {self.temperature}: more than 0"),
+            (min(self.kd_weight, self.ce_weight) < 0, "kd_weight, ce_weight: not negative"),
+            (self.kd_weight + self.ce_weight == 0, "kd_weight, ce_weight: not both 0"),
+            (
+                self.top_k is not None and self.top_k < 1,
+                f"top_k {self.top_k}: from 1, or null for the whole vocabulary",
+            ),
+            (self.divergence not in DIVERGENCES, f"divergence {self.divergence!r}: one of {', '.join(DIVERGENCES)}"),
+            (not 0 <= self.beta <= 1, f"beta {self.beta}: from 0 (forward KL) to 1 (reverse KL)"),
+            (not 0 < self.skew < 1, f"skew {self.skew}: strictly between 0 and 1"),
+        )
+        refuse([*self.problems(), *(message for is_wrong, message in checks if is_wrong)])
+        teacher_need(self.teacher)
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Need(name="teacher", source=REFERENCE), corpus_need(self.corpus))
+        if not self.kd_weight:
+            return (corpus_need(self.corpus),)
+        return (teacher_need(self.teacher, then=self._captured), corpus_need(self.corpus))
+
+    @property
+    def _captured(self) -> tuple[Use, ...]:
+        """The stage that stores the teacher's predictions, with `top_k`; what has its default is left out."""
+        if self.top_k is None:
+            return ()
+        asked = {
+            "blocks": self.steps * self.batch,
+            "top_k": self.top_k,
+            "corpus": self.corpus,
+            "sequence": self.sequence,
+            "heldout_blocks": self.heldout_tokens // self.sequence,
+            "temperature": self.temperature,
+            "autocast": self.autocast,
+        }
+        return (Use.model_validate({"use": "capture.targets", "args": asked}),)
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
         import torch
 
-        from harness.stages.distill.losses import LossWeights
-        from harness.stages.distill.trainer import Schedule, train
-        from harness.stages.hf_folder import save_model, using_threads
+        from harness.stages.distill.student import load_student, shared_tokenizer
+        from harness.stages.hf_folder import using_threads
+        from harness.training.loop import train
 
-        tokenizer = self._tokenizer(source, context)
-        steps = self.tokens // (self.batch * self.sequence)
-        blocks_NT = self._blocks("train", steps * self.batch, tokenizer, context)
-        heldout_NT = self._blocks("heldout", self.heldout_tokens // self.sequence, tokenizer, context)
+        teachers = [context.artifacts["teacher"]] if self.kd_weight and self.top_k is None else []
+        tokenizer = shared_tokenizer(source, *teachers)
+        blocks_NT = training_blocks(self, "train", self.steps * self.batch, tokenizer=tokenizer, context=context)
+        heldout_NT = training_blocks(
+            self, "heldout", self.heldout_tokens // self.sequence, tokenizer=tokenizer, context=context
+        )
         with using_threads(context.hardware), torch.random.fork_rng():
             torch.manual_seed(context.seed)
-            pair = self._pair(source, context)
-            before = _heldout_kl(pair, heldout_NT, "before")
-            losses = train(
-                pair,
-                blocks_NT=blocks_NT,
-                schedule=Schedule(self.batch, self.learning_rate, self.warmup, self.checkpoint_every),
-                weights=LossWeights(kd=self.kd_weight, ce=self.ce_weight, temperature=self.temperature),
-                context=context,
-            )
-            after = _heldout_kl(pair, heldout_NT, "after")
-            save_model(pair.student, out, like=source)
+            student = load_student(self, source, context=context)
+            soft, heldout = self._teachers(student, blocks_NT, heldout_NT, context)
+            before = self._heldout(student, heldout_NT, heldout, "before")
+            losses = train(student.model, self._backward(student, blocks_NT, soft), pace=self.pace, context=context)
+            after = self._heldout(student, heldout_NT, heldout, "after")
+            student.save(out, context=context)
         context.report.tokens += blocks_NT.size
-        context.report.notes |= {"steps": steps, "loss_first": losses[0], "loss_last": losses[-1], **before, **after}
+        context.report.notes |= {
+            "steps": self.steps,
+            "kd_weight": self.kd_weight,
+            "ce_weight": self.ce_weight,
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            **before,
+            **after,
+        }
 
-    def _tokenizer(self, source: Artifact, context: StageContext) -> PreTrainedTokenizerBase:
-        """Gives the student's tokenizer. Raises SpecError when the teacher's is another."""
-        from harness.stages.hf_folder import load_tokenizer, require_unpacked
+    def _teachers(
+        self, student: Student, blocks_NT: Blocks, heldout_NT: Blocks, context: StageContext
+    ) -> tuple[Soft | None, Soft | None]:
+        """Gives the soft losses on the training and on the held-out blocks; none without a teacher."""
+        from harness.stages.distill.losses import Divergence
+        from harness.stages.distill.soft import from_model, from_targets
+        from harness.stages.distill.student import load_teacher, require_same_width
 
-        teacher = context.artifacts["teacher"]
-        require_unpacked(source)
-        require_unpacked(teacher)
-        tokenizer = load_tokenizer(source)
-        if tokenizer.get_vocab() != load_tokenizer(teacher).get_vocab():
-            raise SpecError(
-                "teacher and student have different vocabularies, so their logits cannot be compared",
-                file=source.path,
-                remedy="distil within one family, or learn from generated text (`capture.text`)",
+        if not self.kd_weight:
+            return None, None
+        trained = Divergence(self.divergence, self.beta, self.skew)  # type: ignore[arg-type]  # checked when made
+        artifact = context.artifacts["teacher"]
+        if self.top_k is not None:
+            return (
+                from_targets(artifact, "train", blocks_NT, divergence=trained, temperature=self.temperature),
+                from_targets(artifact, "heldout", heldout_NT, divergence=Divergence(), temperature=self.temperature),
             )
-        return tokenizer
-
-    def _blocks(self, split: Split, count: int, tokenizer: PreTrainedTokenizerBase, context: StageContext) -> Blocks:
-        from harness.sources.corpus import pack_blocks, read_documents
-        from harness.stages.hf_folder import encoder, separator_token
-
-        return pack_blocks(
-            read_documents(context.artifacts["corpus"], split),
-            encode=encoder(tokenizer),
-            shape=(count, self.sequence),
-            separator=separator_token(tokenizer),
-            seed=context.seed,
+        teacher = load_teacher(self, artifact, context=context)
+        require_same_width(student, teacher)
+        return (
+            from_model(teacher, blocks_NT, divergence=trained, temperature=self.temperature),
+            from_model(teacher, heldout_NT, divergence=Divergence(), temperature=1.0),
         )
 
-    def _pair(self, source: Artifact, context: StageContext) -> Pair:
-        """Loads both models. Raises SpecError when they score vocabularies of different sizes."""
+    def _backward(self, student: Student, blocks_NT: Blocks, soft: Soft | None) -> Callable[[int], float]:
         import torch
 
-        from harness.stages.distill.trainer import Pair
-        from harness.stages.hf_folder import load_model
+        from harness.stages.distill.losses import cross_entropy, piecewise_gradient
+        from harness.stages.distill.student import POSITIONS_AT_A_TIME, next_tokens
 
-        student = load_model(source, dtype=torch.float32, hardware=context.hardware)
-        teacher_dtype = torch.bfloat16 if self.autocast else torch.float32
-        teacher = load_model(context.artifacts["teacher"], dtype=teacher_dtype, hardware=context.hardware)
-        sizes = [model.config.get_text_config(decoder=True).vocab_size for model in (student, teacher)]
-        if sizes[0] != sizes[1]:
-            raise SpecError(
-                "teacher and student score vocabularies of different sizes", found=sizes[0], allowed=str(sizes[1])
-            )
-        return Pair(student, teacher, self.autocast)
+        def backward(step: int) -> float:
+            start, end = step * self.batch, (step + 1) * self.batch
+            tokens_BT = torch.from_numpy(blocks_NT[start:end]).to(student.model.device)
+            labels_N = next_tokens(tokens_BT)
+            divergence = soft(start, end) if soft else None
+            student_NV = student.logits(tokens_BT)
 
+            def loss(rows: slice, piece_NV: Tensor) -> Tensor:
+                loss_N = (
+                    self.kd_weight * divergence(rows, piece_NV) if divergence else piece_NV.new_zeros(len(piece_NV))
+                )
+                if self.ce_weight:
+                    loss_N = loss_N + self.ce_weight * cross_entropy(piece_NV, labels_N[rows])
+                return loss_N
 
-def _heldout_kl(pair: Pair, heldout_NT: Blocks, when: str) -> dict[str, float]:
-    """Gives the note on held-out KL, or none when no blocks were asked for."""
-    from harness.stages.distill.trainer import mean_kl
+            value, gradient_NV = piecewise_gradient(student_NV, loss, positions=POSITIONS_AT_A_TIME)
+            torch.autograd.backward(student_NV, gradient_NV)
+            return float(value)
 
-    return {f"heldout_kl_{when}": mean_kl(pair, heldout_NT)} if len(heldout_NT) else {}
+        return backward
+
+    def _heldout(self, student: Student, heldout_NT: Blocks, soft: Soft | None, when: str) -> dict[str, float]:
+        """Gives the note on held-out KL; none when no blocks were asked for or there is no teacher."""
+        from harness.stages.distill.soft import mean_divergence
+
+        if soft is None or not len(heldout_NT):
+            return {}
+        return {f"heldout_kl_{when}": mean_divergence(student, heldout_NT, soft)}

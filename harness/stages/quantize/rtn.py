@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.errors import SpecError, Unsupported, closest
+from harness.errors import Unsupported
 from harness.interfaces import Artifact, StageContext
 from harness.spec import Need
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from torch import Tensor
 
+    from harness.stages.grids import Gridded
     from harness.stages.quantize.grid import Grid
 
 ALLOWED_BITS = (2, 3, 4, 8)
@@ -32,8 +33,9 @@ class QuantizeRtn:
     """Rounds every linear weight of the decoder to the nearest of 2^bits values per group.
 
     Does:   asymmetric (or symmetric) min/max grids over `group` consecutive columns of a row, or over the whole row
-            when `group` is null; codes = round(w / scale) + zero; writes the dequantized weights in the stored type.
-            The embedding, the norms and the layers in `skip` stay as they are.
+            when `group` is null; codes = round(w / scale) + zero; writes the dequantized weights in the stored type,
+            and their grids beside them (format `grid`), so that a stage that trains or prunes later can keep to
+            them. The embedding, the norms and the layers in `skip` stay as they are.
     Needs:  a Hugging Face folder with safetensors files; no data, and memory for one file at a time.
     Why:    the cheapest post-training quantization, and the control for GPTQ, AWQ, AutoRound and distillation.
     Known:  when `group` does not divide the columns the last group of a row is shorter, as in GPTQ's code and GPTQModel
@@ -44,11 +46,11 @@ class QuantizeRtn:
     Source: `Quantizer` in IST-DASLab/gptq (`quant.py`); `calculate_qparams` in compressed-tensors 0.19.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     requirements: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors")
     extra: ClassVar[str | None] = "torch"
     consumes: ClassVar[frozenset[str]] = frozenset({"hf"})
-    produces: ClassVar[str] = "hf"
+    produces: ClassVar[str] = "grid"
     emulated: ClassVar[bool] = True
 
     bits: int
@@ -69,16 +71,18 @@ class QuantizeRtn:
         return ()
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
+        from harness.stages.grids import report_grids
         from harness.stages.hf_folder import copy_companions, require_unpacked, using_threads
+        from harness.stages.linear_layers import linear_layers
         from harness.stages.quantize.grid import Grid
 
         require_unpacked(source)
-        chosen = self._weights(source)
+        chosen = {f"{layer}.weight" for layer in linear_layers(source.path, skip=self.skip)}
         tally = _Tally(Grid(self.bits, self.group, self.symmetric))
         with using_threads(context.hardware):
             for file in sorted(source.path.glob("*.safetensors")):
                 _rewrite(file, out / file.name, chosen, tally, context)
-        if missing := chosen - tally.names:
+        if missing := chosen - set(tally.grids):
             raise Unsupported(
                 f"{len(missing)} linear weights are not in the files under the model's own names, first {min(missing)}",
                 remedy="skip tied layers (`skip: [lm_head]`), or save the model again with `save_pretrained`",
@@ -87,21 +91,8 @@ class QuantizeRtn:
         if index.exists():
             (out / index.name).write_bytes(index.read_bytes())
         copy_companions(source.path, out)
-        context.report.nominal_bytes = tally.packed_bytes + tally.untouched_bytes
+        report_grids(out, tally.grids, report=context.report)
         context.report.notes |= tally.notes()
-
-    def _weights(self, source: Artifact) -> set[str]:
-        """Gives the names of the weights to quantize. Raises SpecError when an entry of `skip` names no layer."""
-        names = _linear_layers(source.path)
-        for entry in self.skip:
-            if not any(_matches(name, entry) for name in names):
-                last = {name.rsplit(".", 1)[-1] for name in names}
-                hint = closest(entry, last)
-                raise SpecError("skip names no linear layer", key="skip", found=entry, allowed=last, remedy=hint)
-        kept = {f"{name}.weight" for name in names if not any(_matches(name, entry) for entry in self.skip)}
-        if not kept:
-            raise Unsupported("the model has no `Linear` layers to quantize", remedy="use another quantizer")
-        return kept
 
 
 class _Tally:
@@ -109,14 +100,12 @@ class _Tally:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.names: set[str] = set()
-        self.packed_bytes = self.untouched_bytes = self.weights = self.parameters = 0
+        self.grids: dict[str, Gridded] = {}
+        self.weights = self.parameters = 0
         self.squared_error = self.squared_weight = 0.0
 
     def quantized(self, name: str, before_RC: Tensor, after_RC: Tensor) -> None:
-        self.names.add(name)
         self.weights += before_RC.numel()
-        self.packed_bytes += self.grid.packed_bytes(*before_RC.shape)
         self.squared_error += float((before_RC.double() - after_RC.double()).square().sum())
         self.squared_weight += float(before_RC.double().square().sum())
 
@@ -134,6 +123,7 @@ def _rewrite(file: Path, out: Path, chosen: set[str], tally: _Tally, context: St
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from harness.stages.grids import Gridded
     from harness.stages.quantize.grid import dequantize, quantize_groups
 
     tensors: dict[str, Tensor] = {}
@@ -146,24 +136,8 @@ def _rewrite(file: Path, out: Path, chosen: set[str], tally: _Tally, context: St
             if name in chosen:
                 codes = quantize_groups(tensor.to(context.hardware.device), tally.grid)
                 tensors[name] = dequantize(codes, tally.grid).to(device="cpu", dtype=tensor.dtype).contiguous()
+                tally.grids[name] = Gridded(tally.grid, codes.scales, codes.zeros, tensor)
                 tally.quantized(name, tensor, tensors[name])
             else:
                 tensors[name] = tensor
-                tally.untouched_bytes += tensor.nbytes
     save_file(tensors, out, metadata=metadata)
-
-
-def _linear_layers(folder: Path) -> list[str]:
-    """Gives the names of all `Linear` modules, from the model's class without its weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-
-
-def _matches(name: str, entry: str) -> bool:
-    """True when `entry` is the module's full name or its last parts."""
-    return name == entry or name.endswith(f".{entry}")

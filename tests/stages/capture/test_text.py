@@ -1,16 +1,19 @@
 """Text that a model writes itself."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from harness.errors import SourceError, SpecError
 from harness.interfaces import Artifact
-from harness.sources.corpus import read_documents
+from harness.sources.corpus import read_documents, read_pairs, write_documents
+from harness.spec import Need
 from harness.stages.capture.text import CaptureText
 from harness.testing import check_plugin
 from tests.building import artifact, context
-from tests.tiny import BOS, TURN, tiny_llama, tiny_tokenizer
+from tests.tiny import BOS, TEXT, TURN, tiny_llama, tiny_tokenizer
 
 torch = pytest.importorskip("torch")
 NEARLY_GREEDY = 1e-4
@@ -92,18 +95,72 @@ def test_arguments_out_of_range_are_refused_with_what_is_allowed(args):
         CaptureText(**{"tokens": 9, **args})
 
 
-def test_samples_follow_the_models_own_distribution(model, tmp_path):
-    from transformers import AutoModelForCausalLM
+# ---- beginnings of documents ----
 
-    # One token each from the beginning token; the share of the likeliest token is binomial around its probability.
-    tokenizer, loaded = tiny_tokenizer(), AutoModelForCausalLM.from_pretrained(model.path)
-    with torch.inference_mode():
-        logits = loaded(torch.tensor([[tokenizer.bos_token_id]])).logits[0, -1]
-        p = (logits / 0.5).softmax(-1)
-    stage, draws = CaptureText(tokens=1, length=1, temperature=0.5), 1500
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        drawn = [tuple(tokens) for tokens in stage._continue(loaded, [[tokenizer.bos_token_id]] * draws)]
-    likeliest = int(p.argmax())
-    share, expected = drawn.count((likeliest,)) / draws, float(p[likeliest])
-    assert abs(share - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Artifact:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_documents(folder, train=[*TEXT.splitlines(), "short"], heldout=["held out"])
+    return artifact(folder, "text")
+
+
+def continue_corpus(model: Artifact, corpus: Artifact, tmp_path: Path, **args) -> tuple[Artifact, object]:
+    out = tmp_path / "out"
+    out.mkdir(parents=True)
+    used = context(tmp_path / "scratch", corpus=corpus)
+    asked = {"tokens": 200, "length": 12, "batch": 4, "corpus": "docstrings:default", "prompt_tokens": 9, **args}
+    CaptureText(**asked).apply(model, out, context=used)
+    return artifact(out, "text"), used.report
+
+
+def test_beginnings_of_documents_are_continued_and_kept_as_pairs(model, corpus, tmp_path):
+    written, report = continue_corpus(model, corpus, tmp_path)
+    tokenizer = tiny_tokenizer()
+    beginnings = {tokenizer.decode(tokenizer.encode(line)[:9]) for line in TEXT.splitlines()}
+    for split in ("train", "heldout"):
+        pairs = read_pairs(written, split)
+        assert [pair.prompt + pair.answer for pair in pairs] == read_documents(written, split)
+        assert {pair.prompt for pair in pairs} <= beginnings
+        assert {pair.kind for pair in pairs} <= {"ended", "cut"}
+    # Every beginning is used before one is used again, and "short" is too short to have one.
+    assert {pair.prompt for split in ("train", "heldout") for pair in read_pairs(written, split)} == beginnings
+    assert report.tokens >= 200
+
+
+def test_at_temperature_0_the_answers_are_the_likeliest(model, corpus, tmp_path):
+    written, _ = continue_corpus(model, corpus, tmp_path, temperature=0, tokens=60)
+    pairs = [pair for split in ("train", "heldout") for pair in read_pairs(written, split)]
+    assert len(pairs) >= 4
+    for pair in pairs:
+        assert pair.prompt + pair.answer == greedy(model, pair.prompt, 12).replace(TURN, "")
+
+
+@pytest.mark.parametrize(("ends", "kinds"), [(list(range(100, 384)), {"ended"}), (None, {"cut"})])
+def test_an_answer_says_whether_the_model_ended_it(ends, kinds, model, corpus, tmp_path):
+    # Nearly three in four tokens end the text, so within 40 tokens all do; without an end token none does.
+    folder = tmp_path / "ending"
+    shutil.copytree(model.path, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": ends}))
+    written, _ = continue_corpus(artifact(folder, "hf"), corpus, tmp_path, tokens=40, length=40)
+    assert {pair.kind for split in ("train", "heldout") for pair in read_pairs(written, split)} == kinds
+
+
+def test_the_corpus_is_asked_for_only_when_it_is_named():
+    assert CaptureText(tokens=9).needs == ()
+    need = Need(name="corpus", source="docstrings:numpy")
+    assert CaptureText(tokens=9, corpus="docstrings:numpy").needs == (need,)
+
+
+def test_a_corpus_of_documents_shorter_than_the_prompts_is_refused(model, corpus, tmp_path):
+    with pytest.raises(SourceError, match="longer than 500 tokens"):
+        continue_corpus(model, corpus, tmp_path, prompt_tokens=500, length=1)
+
+
+@pytest.mark.parametrize(
+    "args", [{"prompts": ["Hello"]}, {"prompt_tokens": 0}, {"corpus": "nowhere"}, {"temperature": -1}]
+)
+def test_arguments_that_do_not_go_with_a_corpus_are_refused(args):
+    with pytest.raises(ValueError, match="allowed"):
+        CaptureText(**{"tokens": 9, "corpus": "docstrings:default", **args})

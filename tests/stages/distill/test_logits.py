@@ -195,13 +195,127 @@ def test_a_loss_that_is_no_number_is_an_error_and_saves_nothing(student, used, t
 
 
 def test_the_rate_rises_for_the_warm_up_and_falls_as_a_cosine():
-    from harness.stages.distill.trainer import Schedule
+    from harness.training.pace import Pace
 
-    schedule = Schedule(batch=1, learning_rate=8.0, warmup=0.3, checkpoint_every=None)
-    rates = [schedule.rate(step, steps=10) for step in range(10)]
+    pace = Pace(steps=10, tokens=1, learning_rate=8.0, warmup=0.3, checkpoint_every=None)
+    rates = [pace.rate(step) for step in range(10)]
     # Three of ten steps rise in quarters of the peak; the other seven fall along 8 * (1 + cos(pi k / 7)) / 2.
     expected = [2, 4, 6] + [4 * (1 + math.cos(math.pi * k / 7)) for k in range(7)]
     assert rates == pytest.approx(expected)
+
+
+def captured(stage: DistillLogits, teacher: Artifact, corpus: Artifact, folder: Path) -> Artifact:
+    """What the plan would build for the stage's need of a teacher: its stored predictions."""
+    from harness.stages.capture.targets import CaptureTargets
+
+    (use,) = stage.needs[0].stages
+    assert use.use == "capture.targets"
+    (folder / "targets").mkdir(parents=True)
+    CaptureTargets(**use.args).apply(teacher, folder / "targets", context=context(folder / "s", corpus=corpus))
+    return artifact(folder / "targets", "files")
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "skewed_reverse_kl"])
+def test_stored_predictions_of_all_tokens_but_one_teach_as_the_teacher_does(
+    divergence, student, teacher, corpus, used, tmp_path
+):
+    # One token alone in the tail: nothing is hidden, so only the order of float32 sums differs.
+    from safetensors.torch import load
+
+    args = {"autocast": False, "divergence": divergence, "temperature": 2.0}
+    expected = load(distill(student, tmp_path / "full", used, **args))
+    stage = DistillLogits(**FAST, **args, top_k=383)
+    stored = context(tmp_path / "s2", teacher=captured(stage, teacher, corpus, tmp_path / "t"), corpus=corpus)
+    found = load(distill(student, tmp_path / "kept", stored, **args, top_k=383))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-4, msg=name)
+    assert stored.report.notes["loss_last"] == pytest.approx(used.report.notes["loss_last"], rel=1e-4)
+
+
+def test_a_few_stored_tokens_and_the_tail_teach_too(student, teacher, corpus, tmp_path):
+    stage = DistillLogits(**FAST, top_k=8)
+    used = context(tmp_path / "s", teacher=captured(stage, teacher, corpus, tmp_path / "t"), corpus=corpus)
+    distill(student, tmp_path / "out", used, top_k=8)
+    assert used.report.notes["heldout_kl_after"] < used.report.notes["heldout_kl_before"]
+
+
+def test_predictions_stored_for_other_tokens_are_refused(student, teacher, corpus, tmp_path):
+    stage = DistillLogits(**FAST, top_k=8)
+    stored = captured(stage, teacher, corpus, tmp_path / "t")
+    used = another(context(tmp_path / "s", teacher=stored, corpus=corpus), tmp_path / "s2", seed=1)
+    with pytest.raises(SpecError, match="other tokens"):
+        distill(student, tmp_path / "out", used, top_k=8)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl"])
+def test_every_divergence_brings_the_student_closer(divergence, student, used, tmp_path):
+    distill(student, tmp_path / "out", used, divergence=divergence)
+    notes = used.report.notes
+    assert notes["heldout_kl_after"] < notes["heldout_kl_before"]
+    assert notes["loss_last"] < notes["loss_first"]
+
+
+def test_adapters_train_few_parameters_and_are_merged_into_a_plain_model(student, used, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    pytest.importorskip("peft")
+    distill(student, tmp_path / "out", used, lora=2)
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student.path, tmp_path / "out"))
+    shapes = {name: weight.shape for name, weight in after.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in before.state_dict().items()}
+    # Rank 2 on a linear layer R x C is 2 (R + C) parameters; the head and the norms are left alone.
+    layers = [m for name, m in before.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    assert used.report.notes["parameters_trained"] == sum(2 * sum(layer.weight.shape) for layer in layers)
+    changed = {
+        name for name, weight in after.state_dict().items() if not torch.equal(weight, before.state_dict()[name])
+    }
+    assert changed == {f"{name}.weight" for name, m in before.named_modules() if m in layers}
+    assert used.report.notes["heldout_kl_after"] < used.report.notes["heldout_kl_before"]
+
+
+def test_a_killed_run_with_adapters_continues_to_the_same_bits(student, used, tmp_path):
+    pytest.importorskip("peft")
+    whole = distill(student, tmp_path / "whole", used, lora=2, checkpoint_every=3)
+
+    def kill(_: float | None, message: str) -> None:
+        if message.startswith("step 5 "):
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(student, tmp_path / "a", another(used, tmp_path / "s", progress=kill), lora=2, checkpoint_every=3)
+    assert distill(student, tmp_path / "a", another(used, tmp_path / "s"), lora=2, checkpoint_every=3) == whole
+
+
+def test_without_the_soft_loss_it_is_training_on_text_and_needs_no_teacher(student, corpus, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from harness.sources.corpus import pack_blocks, read_documents
+
+    args = {"kd_weight": 0, "ce_weight": 1.0}
+    assert DistillLogits(**FAST, **args).needs == (Need(name="corpus", source="docstrings:default"),)
+    used = context(tmp_path / "s", corpus=corpus)
+    distill(student, tmp_path / "out", used, **args, autocast=False)
+    notes = used.report.notes
+    assert notes["loss_last"] < notes["loss_first"]
+    tokenizer = AutoTokenizer.from_pretrained(student.path)
+    tokens = torch.from_numpy(
+        pack_blocks(
+            read_documents(corpus, "train"), encode=tokenizer.encode, shape=(2, 32), separator=tokenizer.eos_token_id
+        )
+    )
+    with torch.inference_mode():
+        log_probs = AutoModelForCausalLM.from_pretrained(student.path)(tokens).logits.double().log_softmax(-1)
+    surprise = -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).sum()
+    # The mean is over all 64 positions, though the last of each block has no label.
+    assert notes["loss_first"] == pytest.approx(float(surprise) / 64, rel=1e-4)
+
+
+def test_another_teacher_can_be_named():
+    teacher, _ = DistillLogits(tokens=9999, teacher={"source": "hub:some/teacher", "revision": "abc"}).needs
+    assert teacher == Need(name="teacher", source="hub:some/teacher", revision="abc")
+    quantized = {"stages": [{"use": "quantize.rtn", "args": {"bits": 8}}]}
+    teacher, _ = DistillLogits(tokens=9999, teacher=quantized, top_k=16).needs
+    assert (teacher.source, [use.use for use in teacher.stages]) == ("reference", ["quantize.rtn", "capture.targets"])
 
 
 def test_teacher_and_corpus_are_asked_for_by_name():
@@ -223,6 +337,13 @@ def test_teacher_and_corpus_are_asked_for_by_name():
         {"checkpoint_every": 0},
         {"corpus": "nowhere"},
         {"heldout_tokens": -1},
+        {"top_k": 0},
+        {"divergence": "kl"},
+        {"beta": 1.5},
+        {"skew": 0},
+        {"lora": 0},
+        {"quantized": "melted"},
+        {"teacher": "hub:some/teacher"},
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(args):

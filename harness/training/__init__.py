@@ -1,0 +1,1 @@
+"""The training loop that distillation, quantization-aware training and the models made here share."""
