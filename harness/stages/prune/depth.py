@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.errors import ModelError, SpecError, Unsupported
-from harness.interfaces import Artifact, StageContext
+from harness.interfaces import SAME, Artifact, StageContext
 from harness.sources.corpus import CorpusArgument, corpus_need
 from harness.spec import Need
+from harness.stages.prune.calibration import calibration_blocks, read_through, require_text
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from harness.sources.corpus import Blocks
+    from harness.stages.grids import Gridded
 
 # Lists in a configuration that hold one entry a layer.
 PER_LAYER_SETTINGS = ("layer_types", "mlp_layer_types", "no_rope_layers")
@@ -34,7 +36,8 @@ class PruneDepth:
 
     Does:   runs `tokens` tokens of the corpus through the model in blocks of `sequence`, measures for each layer
             BI = 1 - mean cos(input, output) over all positions, and drops the `layers` lowest (or all but `keep`); of
-            equals the later one goes. Renumbers the rest, updates the configuration, writes the stored type.
+            equals the later one goes. Renumbers the rest, updates the configuration, writes the stored type. Weights on
+            a grid stay on it.
     Needs:  a corpus (the training split), a Hugging Face folder whose decoder layers are one list.
     Why:    the pruning step of prune, distil, quantize; it makes the smaller student that distillation then repairs.
     Known:  scores are taken once, on the whole model; removing one layer changes the influence of its neighbours, and
@@ -46,8 +49,8 @@ class PruneDepth:
     version: ClassVar[str] = "1"
     requirements: ClassVar[tuple[str, ...]] = ("torch", "transformers", "safetensors")
     extra: ClassVar[str | None] = "torch"
-    consumes: ClassVar[frozenset[str]] = frozenset({"hf"})
-    produces: ClassVar[str] = "hf"
+    consumes: ClassVar[frozenset[str]] = frozenset({"hf", "grid"})
+    produces: ClassVar[str] = SAME
     emulated: ClassVar[bool] = False
 
     layers: int | None = None
@@ -61,26 +64,27 @@ class PruneDepth:
             raise ValueError("give either `layers` (how many to remove) or `keep` (how many to leave), not both")
         if (self.layers if self.layers is not None else self.keep or 0) < 1:
             raise ValueError(f"layers is {self.layers!r}, keep is {self.keep!r}; allowed: a number from 1")
-        if self.sequence < 2 or self.tokens < self.sequence:
-            raise ValueError(f"tokens is {self.tokens}, sequence is {self.sequence}; allowed: tokens >= sequence >= 2")
-        corpus_need(self.corpus)
+        require_text(self.corpus, tokens=self.tokens, sequence=self.sequence)
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (corpus_need(self.corpus),)
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
+        from harness.stages.grids import read_grids, report_grids
         from harness.stages.hf_folder import load_model, save_model, stored_dtype, using_threads
 
         with using_threads(context.hardware):
+            grids = read_grids(source)
             model = load_model(source, dtype=stored_dtype(source.path), hardware=context.hardware)
             name, count = decoder_layers(model)
             remove = self._number_to_remove(count)
-            blocks_NT = self._blocks(source, context)
+            blocks_NT = calibration_blocks(source, tokens=self.tokens, sequence=self.sequence, context=context)
             influence = block_influence(model, blocks_NT, context=context)
             removed = lowest(influence, remove)
             remove_layers(model, name, removed)
             save_model(model, out, like=source)
+            report_grids(out, renamed(grids, name, removed), report=context.report)
         context.report.tokens += blocks_NT.size
         context.report.notes |= {
             "layers_before": count,
@@ -98,19 +102,6 @@ class PruneDepth:
                 allowed=f"1 to {count - 1}",
             )
         return remove
-
-    def _blocks(self, source: Artifact, context: StageContext) -> Blocks:
-        from harness.sources.corpus import pack_blocks, read_documents
-        from harness.stages.hf_folder import encoder, load_tokenizer, separator_token
-
-        tokenizer = load_tokenizer(source)
-        return pack_blocks(
-            read_documents(context.artifacts["corpus"], "train"),
-            encode=encoder(tokenizer),
-            shape=(self.tokens // self.sequence, self.sequence),
-            separator=separator_token(tokenizer),
-            seed=context.seed,
-        )
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, int]:
@@ -152,10 +143,7 @@ def block_influence(model: PreTrainedModel, blocks_NT: Blocks, *, context: Stage
 
     handles = [layer.register_forward_hook(measure(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        with torch.inference_mode():
-            for number, block_T in enumerate(blocks_NT):
-                context.progress(number / len(blocks_NT), f"block influence: {number} of {len(blocks_NT)} blocks")
-                model.base_model(torch.from_numpy(block_T)[None].to(model.device), use_cache=False)
+        read_through(model, blocks_NT, progress=context.progress, doing="block influence")
     finally:
         for handle in handles:
             handle.remove()
@@ -189,3 +177,17 @@ def remove_layers(model: PreTrainedModel, name: str, removed: Sequence[int]) -> 
         for module in layer.modules():
             if "layer_idx" in vars(module):
                 vars(module)["layer_idx"] = position  # the key-value cache is addressed by it
+
+
+def renamed(grids: Mapping[str, Gridded], name: str, removed: Sequence[int]) -> dict[str, Gridded]:
+    """Gives the grids of the weights that are left after `remove_layers`, under their new names."""
+    result = {}
+    for weight, gridded in grids.items():
+        inside = weight.removeprefix(f"{name}.")
+        number, _, rest = inside.partition(".")
+        if inside == weight:
+            result[weight] = gridded
+        elif int(number) not in removed:
+            position = int(number) - sum(gone < int(number) for gone in removed)
+            result[f"{name}.{position}.{rest}"] = gridded
+    return result

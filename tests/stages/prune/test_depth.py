@@ -11,7 +11,7 @@ from harness.errors import ModelError, SpecError, Unsupported
 from harness.interfaces import Artifact
 from harness.sources.corpus import pack_blocks, read_documents, write_documents
 from harness.spec import Need, Use
-from harness.stages.prune.depth import PruneDepth, block_influence, decoder_layers, lowest, remove_layers
+from harness.stages.prune.depth import PruneDepth, block_influence, decoder_layers, lowest, remove_layers, renamed
 from harness.testing import check_plugin
 from tests.building import artifact, context
 from tests.tiny import TEXT, tiny_llama
@@ -176,6 +176,32 @@ def test_settings_with_an_entry_a_layer_follow_their_layers():
     assert model.config.layer_types == [kinds[1], kinds[2]]
     assert model.config.num_hidden_layers == 2
     assert model(torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_weights_on_a_grid_keep_it_under_their_new_names(model, corpus, tmp_path):
+    from harness.stages.grids import read_grids
+    from harness.stages.quantize.rtn import QuantizeRtn
+
+    (tmp_path / "quantized").mkdir()
+    QuantizeRtn(bits=4, group=32).apply(model, tmp_path / "quantized", context=context(tmp_path / "quantizing"))
+    source = artifact(tmp_path / "quantized", "grid")
+    out, report = prune(source, corpus, tmp_path, layers=2)
+    kept = [index for index in range(LAYERS) if index not in report.notes["layers_removed"]]
+    before, after, pruned = read_grids(source), read_grids(artifact(out, "grid")), load(out)
+    assert len(after) == len(before) * len(kept) // LAYERS
+    for name, gridded in after.items():
+        position = int(name.split(".")[2])
+        old = before[name.replace(f"layers.{position}.", f"layers.{kept[position]}.")]
+        torch.testing.assert_close(gridded.scales_RG, old.scales_RG, rtol=0, atol=0)
+        torch.testing.assert_close(gridded.snap(pruned.get_parameter(name)), pruned.get_parameter(name))
+    assert report.nominal_bytes < (out / "model.safetensors").stat().st_size
+
+
+def test_grids_of_weights_outside_the_layers_stay_and_the_others_move_up():
+    grids = {"lm_head.weight": "h", "model.layers.1.a.weight": "1", "model.layers.2.a.weight": "2"}
+    grids |= {"model.layers.11.a.weight": "11"}
+    moved = {"lm_head.weight": "h", "model.layers.0.a.weight": "1", "model.layers.9.a.weight": "11"}
+    assert renamed(grids, "model.layers", [0, 2]) == moved
 
 
 @pytest.mark.parametrize(
