@@ -42,7 +42,7 @@ class Build:
 
     @property
     def label(self) -> str:
-        return str(self.stage) if self.stage else f"fetch {self.origin.source}"
+        return str(self.stage) if self.stage else f"fetch {Use(use=self.origin.source, args=self.origin.args)}"
 
 
 @dataclass(frozen=True)

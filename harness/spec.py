@@ -163,4 +163,4 @@ class Cell(Value):
         if self.model.role == "variant":
             family += f" ({self.model.source.partition(':')[2]})"
         names = (family, self.pipeline.name, self.runtime.use, self.hardware.name, self.suite.name)
-        return " / ".join(names)
+        return " / ".join((*names, *([f"seed {self.seed}"] if self.seed else ())))

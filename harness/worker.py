@@ -136,10 +136,10 @@ class _Building:
         produces: str,
         parent: Artifact | None,
     ) -> ArtifactFacts:
-        started, cpu = time.perf_counter(), _cpu_s()
+        started, cpu, origin = time.perf_counter(), _cpu_s(), self.job.origin
         work()
         cost = StageCost(
-            step=str(self.job.stage) if self.job.stage else f"fetch {self.job.origin.source}",
+            step=str(self.job.stage) if self.job.stage else f"fetch {Use(use=origin.source, args=origin.args)}",
             wall_s=time.perf_counter() - started,
             cpu_s=_cpu_s() - cpu,
             peak_bytes=_peak_bytes(),

@@ -3,7 +3,8 @@
 A corpus is an artifact of format `text`: `train.txt` and `heldout.txt`, UTF-8, documents separated by a form feed. What
 trains, calibrates or prunes reads `train`; what measures reads `heldout`, so nothing is judged on text it has seen.
 Documents are shuffled by a seed, joined with an end token between them and cut into blocks of equal length (packing),
-so that no position is padding.
+so that no position is padding. A corpus of exercises also carries them as pairs of prompt and answer, one JSON object a
+line in `train.pairs.jsonl` and `heldout.pairs.jsonl`.
 
 Shapes: N blocks, T tokens.
 """
@@ -14,6 +15,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import SourceError, SpecError
 from harness.interfaces import Artifact
@@ -72,6 +75,45 @@ def read_documents(corpus: Artifact, split: Split) -> list[str]:
     if not documents:
         raise SourceError(f"the corpus has no {split} text", file=file, remedy="choose a larger corpus")
     return documents
+
+
+class Pair(BaseModel):
+    """A prompt and the text that should follow it. The kind says what sort of exercise it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def write_pairs(out: Path, *, train: Iterable[Pair], heldout: Iterable[Pair]) -> None:
+    """Writes the pairs of both splits into the folder `out`, beside the documents they come from."""
+    for split, pairs in (("train", train), ("heldout", heldout)):
+        with (out / f"{split}.pairs.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(f"{pair.model_dump_json()}\n" for pair in pairs)
+
+
+def read_pairs(corpus: Artifact, split: Split) -> list[Pair]:
+    """Gives the pairs of one split in the order they lie in the file.
+
+    Raises SpecError when the corpus has no pairs, or a line that is none.
+    """
+    file = corpus.path / f"{split}.pairs.jsonl"
+    if corpus.format != "text" or not file.is_file():
+        remedy = "name a corpus of exercises, such as 'lab-text:qa'"
+        raise SpecError("the corpus has no pairs of prompt and answer", file=file, remedy=remedy)
+    pairs: list[Pair] = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                pairs.append(Pair.model_validate_json(line))
+            except ValidationError as error:
+                said = error.errors()[0]["msg"]
+                raise SpecError("a line is no pair of prompt and answer", file=f"{file}:{number}", found=said) from None
+    if not pairs:
+        raise SpecError("the corpus has no pairs of prompt and answer", file=file, remedy="choose a larger corpus")
+    return pairs
 
 
 def pack_blocks(

@@ -16,6 +16,7 @@ from harness.sources import model_files
 from harness.spec import digest
 
 _CORPUS = frozenset({"train.txt", "heldout.txt"})
+_PAIRS = frozenset({"train.pairs.jsonl", "heldout.pairs.jsonl"})
 
 
 @final
@@ -25,7 +26,7 @@ class LocalPath:
 
     Does: takes the model's files (safetensors, configuration, tokenizer, chat template) as hard links, or copies where
     links cannot be. `reference` is a folder or one `.gguf` file; `~` and relative paths are allowed. A folder with
-    `train.txt` and `heldout.txt` is a corpus.
+    `train.txt` and `heldout.txt` is a corpus, with its questions and answers (`*.pairs.jsonl`) if it has any.
     Needs: nothing.
     Why: models trained or compressed elsewhere.
     Known: the fingerprint trusts sizes and modification times; a file rewritten in place within the clock's resolution
@@ -74,5 +75,5 @@ class LocalPath:
 
 def _belongs(name: str, form: str) -> bool:
     if form == "text":
-        return name in _CORPUS
+        return name in _CORPUS | _PAIRS
     return name.endswith(".gguf") if form == "gguf" else model_files.is_wanted(name)

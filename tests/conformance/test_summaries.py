@@ -12,8 +12,9 @@ from harness.spec import Use
 from harness.store import Store
 from harness.testing import check_summary
 
-STORE = Store(Path(__file__).parent.parent.parent / "results" / "published" / "quickstart")
-RECORDS = {f"{r.cell.pipeline.name}-{r.cell.runtime.use}": r for r in STORE.records}
+PUBLISHED = Path(__file__).parent.parent.parent / "results" / "published"
+STORES = {folder.name: Store(folder) for folder in sorted(PUBLISHED.iterdir())}
+RECORDS = {f"{name}: {record.cell}": (store, record) for name, store in STORES.items() for record in store.records}
 
 
 def rows_of(use: Use, record: Record, rows: Sequence[Observation]) -> list[Observation]:
@@ -23,14 +24,14 @@ def rows_of(use: Use, record: Record, rows: Sequence[Observation]) -> list[Obser
 
 
 def test_the_published_records_hold_every_builtin_evaluation() -> None:
-    found = {use.use for record in RECORDS.values() for use in record.cell.suite.evaluations}
+    found = {use.use for _, record in RECORDS.values() for use in record.cell.suite.evaluations}
     assert found == set(plugins.installed("evaluations"))
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_order_of_rows_changes_no_metric_and_the_stored_metrics_follow_from_the_rows(name: str) -> None:
-    record = RECORDS[name]
-    rows = STORE.observations(record)
+    store, record = RECORDS[name]
+    rows = store.observations(record)
     again = []
     for use in record.cell.suite.evaluations:
         own = rows_of(use, record, rows)

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import SourceError, SpecError
-from harness.sources.corpus import corpus_need, pack_blocks, read_documents, write_documents
+from harness.sources.corpus import (
+    Pair,
+    corpus_need,
+    pack_blocks,
+    read_documents,
+    read_pairs,
+    write_documents,
+    write_pairs,
+)
 from harness.spec import Need, Use
 from tests.building import artifact
 
@@ -80,3 +88,30 @@ def test_a_corpus_is_a_source_or_made_by_stages_from_the_reference():
 def test_any_other_corpus_is_refused(wrong):
     with pytest.raises(ValueError, match=r"corpus|sauce"):
         corpus_need(wrong)
+
+
+PAIRS = [Pair(kind="qa", prompt="Where?\n", answer=" here\u2028"), Pair(kind="sum", prompt="1+1=", answer="2")]
+
+
+def test_pairs_that_are_written_are_read_back_in_order(tmp_path):
+    write_pairs(tmp_path, train=PAIRS, heldout=PAIRS[:1])
+    assert read_pairs(artifact(tmp_path, "text"), "train") == PAIRS
+    assert read_pairs(artifact(tmp_path, "text"), "heldout") == PAIRS[:1]
+
+
+def test_a_corpus_without_pairs_says_which_ones_have_some(tmp_path):
+    write_documents(tmp_path, train=DOCUMENTS, heldout=DOCUMENTS)
+    with pytest.raises(SpecError, match="lab-text"):
+        read_pairs(artifact(tmp_path, "text"), "train")
+    write_pairs(tmp_path, train=[], heldout=[])
+    with pytest.raises(SpecError, match="no pairs"):
+        read_pairs(artifact(tmp_path, "text"), "train")
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", '{"kind": "qa", "prompt": "?"}', '{"kind": "a", "prompt": "b", "answer": 3}']
+)
+def test_a_line_that_is_no_pair_is_named_by_its_number(tmp_path, line):
+    (tmp_path / "train.pairs.jsonl").write_text(f"{PAIRS[0].model_dump_json()}\n{line}\n")
+    with pytest.raises(SpecError, match=r"train\.pairs\.jsonl:2"):
+        read_pairs(artifact(tmp_path, "text"), "train")

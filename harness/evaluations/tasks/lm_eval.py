@@ -64,7 +64,7 @@ class LmEval:
     def __post_init__(self) -> None:
         if not self.task:
             raise ValueError("task is empty; allowed: a task of lm-eval, or one of " + ", ".join(sorted(offline.TASKS)))
-        if self.task.startswith(offline.PREFIX) and self.task not in offline.TASKS:
+        if self.task.startswith(offline.PREFIXES) and self.task not in offline.TASKS:
             raise ValueError(f"task {self.task!r} is not there; allowed: {', '.join(sorted(offline.TASKS))}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; allowed: a number of items from 1, or none for all")

@@ -14,6 +14,8 @@ Every item carries `id` and, unless it is a multiple choice, `chance`: what gues
 | `offline_arithmetic`, `offline_arithmetic_write` | arithmetic | sums made here, chosen or written |
 | `offline_instructions` | instruction following | prompts and checkers made here |
 | `offline_next_word`, `offline_text` | language modelling | held-out docstrings of installed packages |
+| `lab_arithmetic`, `lab_copy`, `lab_lookup`, `lab_qa`, `lab_tools` | skills of the lab's models | exercises made here |
+| `lab_likelihood` | the same, scored | exercises made here |
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from typing import Any
 
 import yaml
 
-from harness.evaluations.tasks.offline import arithmetic, functions, geography, instructions, reading, text
+from harness.evaluations.tasks.offline import arithmetic, functions, geography, instructions, lab, reading, text
 from harness.interfaces import Artifact
 from harness.spec import Need
 
 PREFIX = "offline_"
+PREFIXES = (PREFIX, "lab_")
 
 Items = list[dict[str, Any]]
 Judge = Callable[[dict[str, Any], list[Any]], dict[str, float]]
@@ -67,5 +70,11 @@ TASKS: Mapping[str, OfflineTask] = {
         OfflineTask("offline_cloze", text.clozes, (text.NEED,)),
         OfflineTask("offline_next_word", text.next_words, (text.NEED,)),
         OfflineTask("offline_text", text.passages, (text.NEED,)),
+        OfflineTask("lab_arithmetic", lab.written("arithmetic")),
+        OfflineTask("lab_copy", lab.written("copy")),
+        OfflineTask("lab_lookup", lab.written("lookup")),
+        OfflineTask("lab_qa", lab.written("qa")),
+        OfflineTask("lab_tools", lab.written("tools")),
+        OfflineTask("lab_likelihood", lab.likelihoods),
     )
 }
