@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.interfaces import Results
-from harness.reporters import attribution, by_suite, canvas, costs, gaps, iso_figure, isobytes, orderings
+from harness.reporters import attribution, by_suite, canvas, costs, gaps, iso_figure, isobytes, orderings, teaching
 from harness.reporters.export import Flat, write_csv
 from harness.reporters.variants import Names, Variant, variants
 
@@ -66,6 +66,7 @@ class Pipelines:
             ("Does the order matter?", orderings.order_section(found, names)),
             ("What each stage did", attribution.effect_section(found, names)),
             ("What two stages do together", attribution.interaction_section(found, names)),
+            ("What the teacher gave", teaching.teaching_section(found, names)),
             ("What is kept of each suite", by_suite.suite_section(found, names)),
             ("Gap to the teacher closed", gaps.gap_section(found, names)),
             ("Size and cost", costs.cost_section(found, names, extrapolate_to=self.extrapolate_to)),
@@ -81,6 +82,7 @@ class Pipelines:
                 *attribution.attribution_rows(found),
                 *gaps.gap_rows(found),
                 *isobytes.iso_rows(found),
+                *teaching.teaching_rows(found),
             ],
             "costs.csv": costs.cost_rows(found, extrapolate_to=self.extrapolate_to),
             "orderings.csv": orderings.order_rows(found),

@@ -1,8 +1,8 @@
 """The optimizers a run may follow: AdamW for everything, or Muon for the matrices inside the layers.
 
-AdamW repairs a trained model gently and is the default. A model that learns from nothing learns to copy from what it has
-read with a fraction of the tokens under Muon, which replaces the momentum of a matrix by the nearest orthogonal one, so
-that rare directions move as far as common ones. Embeddings, heads, norms and biases stay with AdamW.
+AdamW repairs a trained model gently and is the default. A model that learns from nothing learns to copy from what it
+has read with a fraction of the tokens under Muon, which replaces the momentum of a matrix by the nearest orthogonal
+one, so that rare directions move as far as common ones. Embeddings, heads, norms and biases stay with AdamW.
 
 Sources: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); Jordan et al., "Muon", 2024, as `torch.optim.Muon` has it;
 Liu et al., arXiv 2502.16982, for the factor that lets both share a learning rate (`match_rms_adamw`).
