@@ -59,7 +59,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_every_cell_has_its_outcome_and_the_prefix_is_built_once(run):
-    records = {record.cell.pipeline.name: record for record in Store(run / "results" / "matrix").records}
+    records = {record.cell.pipeline.name: record for record in Store(run / "results" / "sums").records}
     assert {name: record.outcome for name, record in records.items()} == {
         "reference": Outcome.OK,
         "taught": Outcome.OK,
@@ -74,7 +74,7 @@ def test_every_cell_has_its_outcome_and_the_prefix_is_built_once(run):
 
 
 def test_the_student_came_closer_to_its_teacher_and_is_smaller(run):
-    records = {record.cell.pipeline.name: record for record in Store(run / "results" / "matrix").records}
+    records = {record.cell.pipeline.name: record for record in Store(run / "results" / "sums").records}
     (lesson,) = [cost for cost in records["taught"].artifact.costs if cost.step.startswith("distill.")]
     assert lesson.notes["heldout_kl_after"] < lesson.notes["heldout_kl_before"]
     assert lesson.tokens == 16384
@@ -82,7 +82,7 @@ def test_the_student_came_closer_to_its_teacher_and_is_smaller(run):
 
 
 def test_the_report_says_what_each_stage_did(run):
-    command = [sys.executable, "-m", "harness.cli", "report", "results/matrix", "--out", "report"]
+    command = [sys.executable, "-m", "harness.cli", "report", "results/sums", "--out", "report"]
     subprocess.run(command, cwd=run, check=True, capture_output=True)
     text = (run / "report" / "pipelines.md").read_text()
     for section in ("What each stage did", "Gap to the teacher closed", "Size and cost"):

@@ -59,7 +59,7 @@ def test_a_model_learns_is_saved_with_its_tokenizer_and_says_what_it_read(tmp_pa
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert model.dtype == torch.float32
+    assert model.dtype == torch.bfloat16
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == model.generation_config.eos_token_id
     assert (model.config.vocab_size, len(tokenizer), tokenizer.model_max_length) == (2048, 2048, 512)
     assert "packages" not in given.report.notes, "the made-up English has none"
