@@ -68,4 +68,5 @@ def test_repacking_is_switched_off_where_llama_cpp_was_built_with_amx() -> None:
 
 
 def test_the_runtime_says_what_it_opens() -> None:
-    assert dict(LlamaCpp().formats) == {"gguf": (), "hf": (Use(use="convert.gguf"),)}
+    first = (Use(use="convert.gguf"),)
+    assert dict(LlamaCpp().formats) == {"gguf": (), "hf": first, "grid": first}
