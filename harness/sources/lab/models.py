@@ -28,8 +28,8 @@ class Lab:
 
     Does: writes the text of `lab-text` for the `kinds` named, trains a Llama on `tokens` of it, once over, with Muon
     (layers) and AdamW (the rest), `batch` blocks of `sequence` a step, up to `learning_rate`, and saves the weights in
-    bfloat16 with the family's tokenizer. What is left out comes from the size: teacher 12.2 million parameters, students
-    2.9 and 1.3 million.
+    bfloat16 with the family's tokenizer. What is left out comes from the size: teacher 12.2 million parameters,
+    students 2.9 and 1.3 million.
     Needs: the packages of `docstrings:default`, for the tokenizer even when `kinds` leaves English out.
     Why: a family whose members share a tokenizer and a known text, on a machine without a model hub; a student trained
     alone is the baseline that distillation must beat.
