@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import Record
+from harness.record import Outcome, Record
 from harness.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,3 +59,22 @@ def test_structured_pruning_shrinks_parameters_and_files_and_rounding_does_not()
 def test_packing_to_fewer_bits_moves_further_from_the_original():
     divergences = [value(name, "kl_mean") for name in ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K")]
     assert divergences == sorted(divergences)
+
+
+HALVED = Store(ROOT / "results" / "published" / "smollm2-student").records
+
+
+def halved(pipeline: str, name: str) -> float:
+    (record,) = [record for record in HALVED if record.cell.pipeline.name == pipeline]
+    return next(metric.value for metric in record.metrics if metric.name == name)
+
+
+def test_a_real_model_cut_in_half_is_clearly_better_after_distillation_and_packs_to_four_bits():
+    (packed,) = [record for record in HALVED if record.cell.pipeline.name == "depth14-distill-Q4_K_M"]
+    assert packed.outcome is Outcome.OK
+    assert packed.cell.runtime.use == "llama_cpp"
+    # 28.3 M of embeddings and 14 layers of 3.54 M: 77.9 M.
+    assert 70e6 < packed.identity.parameters < 90e6
+    for name in ("kl_mean", "perplexity"):
+        assert halved("depth14-distill", name) < 0.5 * halved("depth14", name)
+    assert halved("depth14-distill-Q4_K_M", "kl_mean") < 1.2 * halved("depth14-distill", "kl_mean")
