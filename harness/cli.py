@@ -113,7 +113,12 @@ def plan(matrix: str, results: Path, home: Path | None) -> None:
 @cli.command()
 @click.argument("records", type=FOLDER, default="results/quickstart")
 @_out
-@click.option("--with", "reporters", multiple=True, help="Reporter to use; may be repeated [all that can run here].")
+@click.option(
+    "--with",
+    "reporters",
+    multiple=True,
+    help="Reporter to use, by name or as {use: NAME, args: {...}}; may be repeated [all that can run here].",
+)
 def report(records: Path, out: Path, reporters: tuple[str, ...]) -> None:
     """Write tables and figures from the records in the folder RECORDS; runs nothing."""
     _report(records, out / records.name if out == Path("reports") else out, reporters)

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness import plugins
+from harness import document, plugins
 from harness.errors import StoreError, UserError
 from harness.spec import Use
 from harness.store import Store
@@ -19,7 +19,7 @@ def write(store: Store, out: Path, names: Sequence[str]) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
         for name in names or default_reporters():
-            written.extend(plugins.reporter(Use(use=name)).render(store, out))
+            written.extend(plugins.reporter(_use(name)).render(store, out))
     except OSError as error:
         if error.errno not in (
             errno.ENOSPC,
@@ -37,6 +37,11 @@ def write(store: Store, out: Path, names: Sequence[str]) -> list[Path]:
             remedy="choose another folder with --out",
         ) from error
     return written
+
+
+def _use(said: str) -> Use:
+    """Gives a reporter from its name or, with arguments, from what a matrix would say: `{use: ..., args: {...}}`."""
+    return document.read(said, Use, origin=Path("--with")) if said.startswith("{") else Use(use=said)
 
 
 def default_reporters() -> list[str]:

@@ -92,6 +92,19 @@ def test_a_matrix_goes_from_plan_to_run_to_query(fakes, folder) -> None:
     assert "count.json" in written.output
 
 
+def test_a_reporter_takes_arguments_as_a_matrix_would_give_them(tmp_path) -> None:
+    records = Path(__file__).parent.parent / "results" / "published" / "smollm2-student"
+    said = "{use: pipelines, args: {extrapolate_to: 8.0e9}}"
+    invoke("report", str(records), "--out", str(tmp_path / "out"), "--with", said)
+    text = (tmp_path / "out" / "pipelines.md").read_text()
+    assert "Distilling at 8 B (extrapolated, not measured)" in text
+    for wrong, told in (("{use: pipelines, argss: {}}", "did you mean 'args'?"), ("{use: pipelines", "not YAML")):
+        answer = harness("report", str(records), "--out", str(tmp_path / "no"), "--with", wrong)
+        assert answer.returncode == 2
+        assert told in answer.stderr
+        assert "--with" in answer.stderr
+
+
 def test_a_query_reaches_nothing_but_the_views(fakes, folder) -> None:
     invoke("run", "tiny.yaml")
     for sql in ("select * from read_csv('suite.yaml')", "copy records to 'stolen.csv'"):

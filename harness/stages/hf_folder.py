@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import CorruptArtifact, SpecError, Unsupported
-from harness.interfaces import Artifact
+from harness.interfaces import Artifact, StageContext
 from harness.spec import Hardware
 
 if TYPE_CHECKING:
@@ -111,6 +111,16 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Any:
     """Gives a function from text to tokens that adds no special ones."""
     # verbose=False: a document longer than the model's context is cut into blocks later, so the warning is wrong here.
     return lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+
+@contextmanager
+def reproducible(context: StageContext) -> Iterator[None]:
+    """Lets torch draw from the build's seed on the build's threads inside, and gives back what it had."""
+    import torch
+
+    with using_threads(context.hardware), torch.random.fork_rng():
+        torch.manual_seed(context.seed)
+        yield
 
 
 @contextmanager

@@ -8,13 +8,15 @@ block that was said before, on any page, is left out, so no held-out sentence is
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Final
 
-from harness.interfaces import Artifact, StageContext
+from harness.interfaces import Artifact, BuildReport, Progress, StageContext
 from harness.record import ArtifactFacts
 from harness.sources.corpus import Split, read_documents
 from harness.sources.docstrings import Docstrings
@@ -31,16 +33,35 @@ _SENTENCES: Final = re.compile(r"""["'`*A-Z].*[.!?:)]""")
 def english(context: StageContext) -> dict[Split, list[str]]:
     """Gives the prose of the default docstring corpus by split, a document a page, in the order of the corpus.
 
-    Reads some thousand files, which takes half a minute. Notes the versions of the packages in the report.
+    Reads some thousand files, which takes half a minute, once for a scratch folder. Notes the versions of the packages
+    in the report.
     """
     folder = context.scratch / "docstrings"
-    folder.mkdir(parents=True, exist_ok=True)
-    reading = replace(context, progress=lambda done, told: context.progress(None if done is None else 0.9 * done, told))
-    SOURCE.fetch(folder, context=reading)
+    _fetched_once(folder, context)
     corpus = Artifact(folder, ArtifactFacts(lineage=(), format="text", digest="", size_bytes=0))
     said: set[str] = set()
     splits: tuple[Split, ...] = ("train", "heldout")
     return {split: list(_new_prose(read_documents(corpus, split), said)) for split in splits}
+
+
+def _fetched_once(folder: Path, context: StageContext) -> None:
+    """Puts the docstrings into `folder` unless they are there, whole and of these packages; reports their notes."""
+    notes, wanted = folder / "notes.json", SOURCE.fingerprint
+    found = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+    if found.get("fingerprint") != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        notes.unlink(missing_ok=True)
+        report = BuildReport()
+        SOURCE.fetch(folder, context=replace(context, progress=_within(context.progress, 0.9), report=report))
+        found = {"fingerprint": wanted, "notes": report.notes}
+        aside = notes.with_suffix(".partial")
+        aside.write_text(json.dumps(found), encoding="utf-8")
+        aside.replace(notes)
+    context.report.notes |= found["notes"]
+
+
+def _within(progress: Progress, share: float) -> Progress:
+    return lambda done, told: progress(None if done is None else share * done, told)
 
 
 def _new_prose(documents: list[str], said: set[str]) -> Iterator[str]:

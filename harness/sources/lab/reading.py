@@ -91,7 +91,7 @@ def _written(text: LabText, name: str, context: StageContext) -> Artifact:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     report = BuildReport()
-    text.fetch(folder, context=replace(context, scratch=folder, report=report))
+    text.fetch(folder, context=replace(context, report=report))
     if "packages" in report.notes:
         context.report.notes["packages"] = report.notes["packages"]
     return Artifact(folder, ArtifactFacts(lineage=(), format=text.format, digest="", size_bytes=0))

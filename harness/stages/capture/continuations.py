@@ -81,16 +81,13 @@ class CaptureContinuations:
         return (corpus_need(self.corpus),)
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
-        import torch
-
         from harness.runtimes._hf_text import HfText
-        from harness.stages.hf_folder import load_model, load_tokenizer, stored_dtype, using_threads
+        from harness.stages.hf_folder import load_model, load_tokenizer, reproducible, stored_dtype
 
         documents = read_documents(context.artifacts["corpus"], "train")
         prompts = cut_prompts(documents, words=self.prompt_words, count=self.samples)
         text = HfText(load_tokenizer(source), directory=source.path)
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with reproducible(context):
             model = load_model(source, dtype=stored_dtype(source.path), hardware=context.hardware)
             found = list(self._continuations(model, text, prompts, context))
         with (out / FILE).open("w", encoding="utf-8", newline="\n") as file:

@@ -97,7 +97,7 @@ class CaptureTargets:
         context.report.notes["vocabulary"] = vocabulary
 
     def _blocks(self, split: Split, count: int, tokenizer: object, context: StageContext) -> Blocks:
-        from harness.stages.distill.recipe import cut_blocks
+        from harness.stages.text_blocks import cut_blocks
 
         return cut_blocks(split, (count, self.sequence), tokenizer=tokenizer, context=context)  # type: ignore[arg-type]
 

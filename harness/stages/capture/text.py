@@ -99,12 +99,11 @@ class CaptureText:
         import torch
 
         from harness.sources.corpus import write_documents, write_pairs
-        from harness.stages.hf_folder import load_model, load_tokenizer, stored_dtype, using_threads
+        from harness.stages.hf_folder import load_model, load_tokenizer, reproducible, stored_dtype
 
         tokenizer = load_tokenizer(source)
         prompts = self._prompts(tokenizer, context)
-        with using_threads(context.hardware), torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(context.seed)
+        with reproducible(context), torch.inference_mode():
             model = load_model(source, dtype=stored_dtype(source.path), hardware=context.hardware)
             samples = list(self._samples(model, prompts, context))
         texts = self._texts(samples, tokenizer)

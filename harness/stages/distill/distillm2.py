@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.interfaces import Artifact, StageContext
 from harness.sources.corpus import corpus_need
 from harness.spec import Need
-from harness.stages.distill.recipe import Recipe, refuse, teacher_need, training_blocks
+from harness.stages.distill.recipe import Recipe, refuse, run_notes, teacher_need
 from harness.stages.distill.written import NAME, Passage, read_passages, with_heldout, written_need
+from harness.stages.text_blocks import cut_blocks
 
 if TYPE_CHECKING:
     from harness.stages.distill.contrast import Contrast
@@ -114,18 +115,16 @@ class DistillDistillm2(Recipe):
         from harness.stages.distill.contrast import Contrast, Memory
         from harness.stages.distill.heldout import heldout_kl
         from harness.stages.distill.student import load_student, load_teacher, require_same_width, shared_tokenizer
-        from harness.stages.hf_folder import separator_token, using_threads
+        from harness.stages.hf_folder import reproducible, separator_token
         from harness.training.loop import train
         from harness.training.sampling import Sampling, end_tokens
 
         tokenizer = shared_tokenizer(source, context.artifacts["teacher"])
         passages = read_passages(context.artifacts[NAME], "train", tokenizer=tokenizer)
         taken = _in_order(passages, self.steps * self.batch, seed=context.seed)
-        heldout_MT = training_blocks(
-            self, "heldout", self.heldout_tokens // self.sequence, tokenizer=tokenizer, context=context
-        )
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        heldout = (self.heldout_tokens // self.sequence, self.sequence)
+        heldout_MT = cut_blocks("heldout", heldout, tokenizer=tokenizer, context=context)
+        with reproducible(context):
             student = load_student(self, source, context=context)
             teacher = load_teacher(self, context.artifacts["teacher"], context=context)
             require_same_width(student, teacher)
@@ -142,10 +141,8 @@ class DistillDistillm2(Recipe):
         counts = {name: int(contrast.memory.tally.total(name)) for name in ("tokens_generated", "tokens_read")}
         context.report.tokens += sum(counts.values())
         context.report.notes |= {
-            "steps": self.steps,
+            **run_notes(self, losses),
             "passes": math.ceil(len(taken) / len(passages)),
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
             **counts,
             **before,
             **after,

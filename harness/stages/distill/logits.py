@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.interfaces import Artifact, StageContext
 from harness.sources.corpus import corpus_need
 from harness.spec import Need, Use
-from harness.stages.distill.recipe import Recipe, refuse, teacher_need, training_blocks
+from harness.stages.distill.recipe import Recipe, divergence_problems, lesson_blocks, refuse, run_notes, teacher_need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from harness.sources.corpus import Blocks
     from harness.stages.distill.soft import Soft
     from harness.stages.distill.student import Student
-
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl")
 
 
 @final
@@ -74,18 +72,15 @@ class DistillLogits(Recipe):
 
     def __post_init__(self) -> None:
         checks = (
-            (not self.temperature > 0, f"temperature {self.temperature}: more than 0"),
             (min(self.kd_weight, self.ce_weight) < 0, "kd_weight, ce_weight: not negative"),
             (self.kd_weight + self.ce_weight == 0, "kd_weight, ce_weight: not both 0"),
             (
                 self.top_k is not None and self.top_k < 1,
                 f"top_k {self.top_k}: from 1, or null for the whole vocabulary",
             ),
-            (self.divergence not in DIVERGENCES, f"divergence {self.divergence!r}: one of {', '.join(DIVERGENCES)}"),
-            (not 0 <= self.beta <= 1, f"beta {self.beta}: from 0 (forward KL) to 1 (reverse KL)"),
-            (not 0 < self.skew < 1, f"skew {self.skew}: strictly between 0 and 1"),
         )
-        refuse([*self.problems(), *(message for is_wrong, message in checks if is_wrong)])
+        soft = divergence_problems(self.divergence, self.beta, self.skew, temperature=self.temperature)
+        refuse([*self.problems(), *soft, *(message for is_wrong, message in checks if is_wrong)])
         teacher_need(self.teacher)
 
     @property
@@ -111,20 +106,15 @@ class DistillLogits(Recipe):
         return (Use.model_validate({"use": "capture.targets", "args": asked}),)
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
-        import torch
 
         from harness.stages.distill.student import load_student, shared_tokenizer
-        from harness.stages.hf_folder import using_threads
+        from harness.stages.hf_folder import reproducible
         from harness.training.loop import train
 
         teachers = [context.artifacts["teacher"]] if self.kd_weight and self.top_k is None else []
         tokenizer = shared_tokenizer(source, *teachers)
-        blocks_NT = training_blocks(self, "train", self.steps * self.batch, tokenizer=tokenizer, context=context)
-        heldout_NT = training_blocks(
-            self, "heldout", self.heldout_tokens // self.sequence, tokenizer=tokenizer, context=context
-        )
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        blocks_NT, heldout_NT = lesson_blocks(self, tokenizer=tokenizer, context=context)
+        with reproducible(context):
             student = load_student(self, source, context=context)
             soft, heldout = self._teachers(student, blocks_NT, heldout_NT, context)
             before = self._heldout(student, heldout_NT, heldout, "before")
@@ -133,11 +123,9 @@ class DistillLogits(Recipe):
             student.save(out, context=context)
         context.report.tokens += blocks_NT.size
         context.report.notes |= {
-            "steps": self.steps,
+            **run_notes(self, losses),
             "kd_weight": self.kd_weight,
             "ce_weight": self.ce_weight,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
             **before,
             **after,
         }

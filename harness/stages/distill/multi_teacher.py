@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.interfaces import SAME, Artifact, StageContext
 from harness.sources.corpus import corpus_need
 from harness.spec import REFERENCE, Need
-from harness.stages.distill.logits import DIVERGENCES
-from harness.stages.distill.recipe import Recipe, refuse, teacher_need, training_blocks
+from harness.stages.distill.recipe import Recipe, divergence_problems, lesson_blocks, refuse, run_notes, teacher_need
 
 if TYPE_CHECKING:
     import torch
@@ -96,14 +95,11 @@ class DistillMultiTeacher(Recipe):
                 not 0 <= self.smallest_weight < 1 / len(self.teachers),
                 f"smallest_weight {self.smallest_weight}: from 0 and under 1 / teachers, so that one is always left",
             ),
-            (not self.temperature > 0, f"temperature {self.temperature}: more than 0"),
             (not self.kd_weight > 0, f"kd_weight {self.kd_weight}: more than 0; training on text is distill.logits"),
             (self.ce_weight < 0, f"ce_weight {self.ce_weight}: not negative"),
-            (self.divergence not in DIVERGENCES, f"divergence {self.divergence!r}: one of {', '.join(DIVERGENCES)}"),
-            (not 0 <= self.beta <= 1, f"beta {self.beta}: from 0 (forward KL) to 1 (reverse KL)"),
-            (not 0 < self.skew < 1, f"skew {self.skew}: strictly between 0 and 1"),
         )
-        refuse([*self.problems(), *(message for is_wrong, message in checks if is_wrong)])
+        soft = divergence_problems(self.divergence, self.beta, self.skew, temperature=self.temperature)
+        refuse([*self.problems(), *soft, *(message for is_wrong, message in checks if is_wrong)])
         _ = self.needs
 
     @property
@@ -116,21 +112,16 @@ class DistillMultiTeacher(Recipe):
         return sorted(self.teachers)
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
-        import torch
 
         from harness.stages.distill.committee import Tally
         from harness.stages.distill.student import load_student, load_teacher, require_same_width, shared_tokenizer
-        from harness.stages.hf_folder import using_threads
+        from harness.stages.hf_folder import reproducible
         from harness.training.loop import train
 
         artifacts = [context.artifacts[f"teacher.{name}"] for name in self._names]
         tokenizer = shared_tokenizer(source, *artifacts)
-        blocks_NT = training_blocks(self, "train", self.steps * self.batch, tokenizer=tokenizer, context=context)
-        heldout_NT = training_blocks(
-            self, "heldout", self.heldout_tokens // self.sequence, tokenizer=tokenizer, context=context
-        )
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        blocks_NT, heldout_NT = lesson_blocks(self, tokenizer=tokenizer, context=context)
+        with reproducible(context):
             student = load_student(self, source, context=context)
             teachers = [load_teacher(self, artifact, context=context) for artifact in artifacts]
             for teacher in teachers:
@@ -146,11 +137,9 @@ class DistillMultiTeacher(Recipe):
         if self.weighting == "dynamic":
             context.report.labels.append(RECONSTRUCTED)
         context.report.notes |= {
-            "steps": self.steps,
+            **run_notes(self, losses),
             "kd_weight": self.kd_weight,
             "ce_weight": self.ce_weight,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
             **{f"teacher_weight.{n}": w / self.steps for n, w in zip(self._names, tally.sums_M.tolist(), strict=True)},
             **before,
             **after,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.interfaces import Artifact, StageContext
 from harness.sources.corpus import corpus_need
 from harness.spec import Need
-from harness.stages.distill.recipe import Recipe, refuse, teacher_need, training_blocks
+from harness.stages.distill.recipe import Recipe, lesson_blocks, refuse, run_notes, teacher_need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,17 +93,13 @@ class DistillOnPolicy(Recipe):
         from harness.stages.distill.heldout import heldout_kl
         from harness.stages.distill.responses import Tally
         from harness.stages.distill.student import load_student, load_teacher, require_same_width, shared_tokenizer
-        from harness.stages.hf_folder import separator_token, using_threads
+        from harness.stages.hf_folder import reproducible, separator_token
         from harness.training.loop import train
         from harness.training.sampling import Sampling, end_tokens, require_room
 
         tokenizer = shared_tokenizer(source, context.artifacts["teacher"])
-        blocks_NT = training_blocks(self, "train", self.steps * self.batch, tokenizer=tokenizer, context=context)
-        heldout_NT = training_blocks(
-            self, "heldout", self.heldout_tokens // self.sequence, tokenizer=tokenizer, context=context
-        )
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        blocks_NT, heldout_NT = lesson_blocks(self, tokenizer=tokenizer, context=context)
+        with reproducible(context):
             student = load_student(self, source, context=context)
             teacher = load_teacher(self, context.artifacts["teacher"], context=context)
             require_same_width(student, teacher)
@@ -119,7 +115,7 @@ class DistillOnPolicy(Recipe):
             student.save(out, context=context)
         counts = {name: int(tally.total(name)) for name in tally.names}
         context.report.tokens += counts["tokens_generated"] + counts["tokens_read"]
-        context.report.notes |= {"steps": self.steps, "loss_first": losses[0], "loss_last": losses[-1]}
+        context.report.notes |= run_notes(self, losses)
         context.report.notes |= {**counts, **before, **after}
 
     def _backward(self, learner: _Learner) -> Callable[[int], float]:

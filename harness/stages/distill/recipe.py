@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from harness.interfaces import StageContext
-from harness.sources.corpus import CorpusArgument, Split, corpus_need
+from harness.sources.corpus import CorpusArgument, corpus_need
 from harness.spec import REFERENCE, Need, Use
 from harness.training.pace import OPTIMIZERS, Pace
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.sources.corpus import Blocks
 
 HANDLINGS = ("straight_through", "frozen")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,24 +105,30 @@ def refuse(problems: list[str]) -> None:
         raise ValueError("; ".join(problems))
 
 
-def training_blocks(
-    recipe: Recipe, split: Split, count: int, *, tokenizer: PreTrainedTokenizerBase, context: StageContext
-) -> Blocks:
-    """Gives `count` blocks of the recipe's length in the order in which they are read."""
-    return cut_blocks(split, (count, recipe.sequence), tokenizer=tokenizer, context=context)
+def lesson_blocks(
+    recipe: Recipe, *, tokenizer: PreTrainedTokenizerBase, context: StageContext
+) -> tuple[Blocks, Blocks]:
+    """Gives the blocks to train on, in the order in which they are read, and the blocks to measure on."""
+    from harness.stages.text_blocks import cut_blocks
 
-
-def cut_blocks(
-    split: Split, shape: tuple[int, int], *, tokenizer: PreTrainedTokenizerBase, context: StageContext
-) -> Blocks:
-    """Gives blocks (N, T) of the need named `corpus`; the context's seed shuffles its documents."""
-    from harness.sources.corpus import pack_blocks, read_documents
-    from harness.stages.hf_folder import encoder, separator_token
-
-    return pack_blocks(
-        read_documents(context.artifacts["corpus"], split),
-        encode=encoder(tokenizer),
-        shape=shape,
-        separator=separator_token(tokenizer),
-        seed=context.seed,
+    train, heldout = recipe.steps * recipe.batch, recipe.heldout_tokens // recipe.sequence
+    return (
+        cut_blocks("train", (train, recipe.sequence), tokenizer=tokenizer, context=context),
+        cut_blocks("heldout", (heldout, recipe.sequence), tokenizer=tokenizer, context=context),
     )
+
+
+def run_notes(recipe: Recipe, losses: Sequence[float]) -> dict[str, float]:
+    """Gives what every run writes down: its steps, the first loss and the last."""
+    return {"steps": recipe.steps, "loss_first": losses[0], "loss_last": losses[-1]}
+
+
+def divergence_problems(kind: str, beta: float, skew: float, *, temperature: float) -> list[str]:
+    """Gives what is wrong with the arguments of a divergence between logits, one sentence each."""
+    checks = (
+        (not temperature > 0, f"temperature {temperature}: more than 0"),
+        (kind not in DIVERGENCES, f"divergence {kind!r}: one of {', '.join(DIVERGENCES)}"),
+        (not 0 <= beta <= 1, f"beta {beta}: from 0 (forward KL) to 1 (reverse KL)"),
+        (not 0 < skew < 1, f"skew {skew}: strictly between 0 and 1"),
+    )
+    return [message for is_wrong, message in checks if is_wrong]

@@ -21,7 +21,7 @@ from harness.interfaces import Artifact, StageContext
 from harness.stages.distill.features import Asked, Features, Observer, observe
 from harness.stages.distill.heldout import heldout_kl
 from harness.stages.distill.losses import cross_entropy, forward_kl, piecewise_gradient
-from harness.stages.distill.recipe import Recipe, training_blocks
+from harness.stages.distill.recipe import Recipe, lesson_blocks, run_notes
 from harness.stages.distill.student import (
     POSITIONS_AT_A_TIME,
     Reader,
@@ -32,7 +32,7 @@ from harness.stages.distill.student import (
     require_same_width,
     shared_tokenizer,
 )
-from harness.stages.hf_folder import using_threads
+from harness.stages.hf_folder import reproducible
 from harness.training.loop import Backward, train
 
 if TYPE_CHECKING:
@@ -130,15 +130,12 @@ def distill_by(
     `compare` is called once, with teacher and student in memory, before anything is trained.
     """
     tokenizer = shared_tokenizer(source, context.artifacts["teacher"])
-    counts = {"train": recipe.steps * recipe.batch, "heldout": recipe.heldout_tokens // recipe.sequence}
-    blocks_NT = training_blocks(recipe, "train", counts["train"], tokenizer=tokenizer, context=context)
-    heldout_NT = training_blocks(recipe, "heldout", counts["heldout"], tokenizer=tokenizer, context=context)
-    with using_threads(context.hardware), torch.random.fork_rng():
-        torch.manual_seed(context.seed)
+    blocks_NT, heldout_NT = lesson_blocks(recipe, tokenizer=tokenizer, context=context)
+    with reproducible(context):
         student = load_student(recipe, source, context=context)
         watched = _watch(compare, student, load_teacher(recipe, context.artifacts["teacher"], context=context))
         how = watched.comparison
-        if how.kd_weight or counts["heldout"]:
+        if how.kd_weight or len(heldout_NT):
             require_same_width(student, watched.teacher.reader)
         before = watched.heldout(heldout_NT, recipe.batch, "before")
         module = torch.nn.ModuleDict({"student": cast("torch.nn.Module", student.model), "extra": how.extra})
@@ -147,12 +144,10 @@ def distill_by(
         student.save(out, context=context)
     context.report.tokens += blocks_NT.size
     context.report.notes |= {
-        "steps": recipe.steps,
+        **run_notes(recipe, losses),
         **{f"{name}_weight": weight for name, weight in how.weights.items()},
         "kd_weight": how.kd_weight,
         "ce_weight": how.ce_weight,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
         **before,
         **after,
     }

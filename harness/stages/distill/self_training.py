@@ -17,10 +17,11 @@ import torch
 from harness.errors import SpecError
 from harness.interfaces import Artifact, StageContext
 from harness.sources.corpus import Pair, read_pairs
+from harness.stages.distill.recipe import run_notes
 from harness.stages.distill.self_recipe import SelfRecipe, deal, solves, within
 from harness.stages.distill.self_teacher import SelfTeacher
 from harness.stages.distill.student import Student, load_student
-from harness.stages.hf_folder import encoder, load_tokenizer, separator_token, using_threads
+from harness.stages.hf_folder import encoder, load_tokenizer, reproducible, separator_token
 from harness.training.loop import Backward, train
 from harness.training.sampling import Sampling, end_tokens, require_room, sample
 
@@ -125,8 +126,7 @@ def teach_itself(recipe: SelfRecipe, source: Artifact, out: Path, *, course: Cou
     Raises SpecError when the corpus has no pairs, none that fits, or when `sequence` is longer than the model can read.
     """
     pairs, heldout = (read_pairs(context.artifacts["corpus"], split) for split in ("train", "heldout"))
-    with using_threads(context.hardware), torch.random.fork_rng():
-        torch.manual_seed(context.seed)
+    with reproducible(context):
         student = load_student(recipe, source, context=context)
         require_room(student.model, recipe.sequence)
         writer = Writer.of(student, load_tokenizer(source), pairs=[*pairs, *heldout])
@@ -141,7 +141,7 @@ def teach_itself(recipe: SelfRecipe, source: Artifact, out: Path, *, course: Cou
         student.save(out, context=context)
     counts = ledger.totals()
     context.report.tokens += counts["tokens_generated"] + counts["tokens_read"]
-    context.report.notes |= {"steps": recipe.steps, "loss_first": losses[0], "loss_last": losses[-1], **counts}
+    context.report.notes |= {**run_notes(recipe, losses), **counts}
     context.report.notes |= {"pairs": len(dealt.pairs), "pairs_passed_over": dealt.passed_over}
     context.report.notes |= {"heldout_pairs": len(asked), **before, **after}
     return ledger

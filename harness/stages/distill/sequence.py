@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.errors import SourceError
 from harness.interfaces import Artifact, StageContext
 from harness.spec import Need
-from harness.stages.distill.recipe import Recipe, refuse, teacher_need
+from harness.stages.distill.recipe import Recipe, refuse, run_notes, teacher_need
 from harness.stages.distill.written import NAME, Passage, read_passages, with_heldout, written_need
 
 if TYPE_CHECKING:
@@ -94,16 +94,14 @@ class DistillSequence(Recipe):
         )
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
-        import torch
 
         from harness.stages.distill.student import load_student
-        from harness.stages.hf_folder import using_threads
+        from harness.stages.hf_folder import reproducible
         from harness.training.loop import train
 
         text = self._read("train", self.steps * self.batch, source, context)
         heldout = self._read("heldout", self.heldout_tokens // self.sequence, source, context)
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with reproducible(context):
             student = load_student(self, source, context=context)
             before = _heldout(student, heldout, "before")
             losses = train(student.model, self._backward(student, text), pace=self.pace, context=context)
@@ -111,11 +109,9 @@ class DistillSequence(Recipe):
             student.save(out, context=context)
         context.report.tokens += text.tokens_MT.size
         context.report.notes |= {
-            "steps": self.steps,
+            **run_notes(self, losses),
             "passes": text.passes,
             "labels": int(text.is_label_MT.sum()),
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
             **before,
             **after,
         }

@@ -87,14 +87,13 @@ class InitScratch:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from harness.stages.hf_folder import require_unpacked, save_model, using_threads
+        from harness.stages.hf_folder import reproducible, require_unpacked, save_model
 
         require_unpacked(source)
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
         shaped = self._shaped(config)
         context.progress(None, "drawing random weights")
-        with using_threads(context.hardware), torch.random.fork_rng():
-            torch.manual_seed(context.seed)
+        with reproducible(context):
             model: Any = AutoModelForCausalLM.from_config(shaped, dtype=torch.float32, trust_remote_code=False)
             save_model(model, out, like=source)
         context.report.notes |= {

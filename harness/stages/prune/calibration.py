@@ -29,17 +29,10 @@ def require_text(corpus: CorpusArgument, *, tokens: int, sequence: int) -> None:
 
 def calibration_blocks(source: Artifact, *, tokens: int, sequence: int, context: StageContext) -> Blocks:
     """Gives the corpus (N, T) in the model's own tokens: as many blocks of `sequence` as `tokens` are enough for."""
-    from harness.sources.corpus import pack_blocks, read_documents
-    from harness.stages.hf_folder import encoder, load_tokenizer, separator_token
+    from harness.stages.hf_folder import load_tokenizer
+    from harness.stages.text_blocks import cut_blocks
 
-    tokenizer = load_tokenizer(source)
-    return pack_blocks(
-        read_documents(context.artifacts["corpus"], "train"),
-        encode=encoder(tokenizer),
-        shape=(tokens // sequence, sequence),
-        separator=separator_token(tokenizer),
-        seed=context.seed,
-    )
+    return cut_blocks("train", (tokens // sequence, sequence), tokenizer=load_tokenizer(source), context=context)
 
 
 def read_through(

@@ -37,9 +37,14 @@ OWN = "Held out pages tell of other things, which no page that is trained on tel
 
 
 class Pages:
-    """A docstring corpus of two pages that say the same and something of their own."""
+    """A docstring corpus of two pages that say the same and something of their own; counts how often it is read."""
+
+    def __init__(self, fingerprint: str = "1") -> None:
+        self.fingerprint, self.fetched = fingerprint, 0
 
     def fetch(self, out, *, context) -> None:
+        self.fetched += 1
+        context.report.notes["packages"] = f"numpy {self.fingerprint}"
         (out / "train.txt").write_text(f"{SAID}\n\n{PAGE}\n\n{PAGE}")
         (out / "heldout.txt").write_text(f"{SAID}\n\n{OWN}\n\n{PAGE}")
 
@@ -48,3 +53,17 @@ def test_no_sentence_is_held_out_that_was_trained_on(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(english, "SOURCE", Pages())
     splits = english.english(context(tmp_path))
     assert splits == {"train": ["\n".join([SAID, *prose(PAGE)])], "heldout": [OWN.strip()]}
+
+
+def test_the_packages_are_read_once_for_a_scratch_folder_and_again_when_they_change(tmp_path, monkeypatch) -> None:
+    pages = Pages()
+    monkeypatch.setattr(english, "SOURCE", pages)
+    first, again = context(tmp_path), context(tmp_path)
+    assert english.english(first) == english.english(again)
+    assert pages.fetched == 1
+    assert first.report.notes == again.report.notes == {"packages": "numpy 1"}
+    newer = Pages("2")
+    monkeypatch.setattr(english, "SOURCE", newer)
+    last = context(tmp_path)
+    english.english(last)
+    assert (newer.fetched, last.report.notes) == (1, {"packages": "numpy 2"})

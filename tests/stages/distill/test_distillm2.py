@@ -9,7 +9,7 @@ from harness.interfaces import Artifact, StageContext
 from harness.stages.distill.distillm2 import DistillDistillm2
 from harness.testing import check_plugin
 from tests.building import context
-from tests.stages.distill.classroom import a_corpus, a_student, a_teacher, a_text_by, assert_continues, run
+from tests.stages.distill.classroom import a_text_by, assert_continues, run
 
 torch = pytest.importorskip("torch")
 from harness.stages.distill.contrast import curriculum_skew, likelihood  # noqa: E402
@@ -24,21 +24,6 @@ FAST = {
     "max_tokens": 12,
     "checkpoint_every": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Artifact:
-    return a_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return a_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    return a_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

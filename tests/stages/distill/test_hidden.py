@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SpecError, Unsupported
-from harness.interfaces import Artifact, StageContext
+from harness.interfaces import Artifact
 from harness.spec import Need
 from harness.stages.distill.hidden import DistillHidden, uniform_map
 from harness.testing import check_plugin
-from tests.building import artifact, context
-from tests.stages.distill.classroom import a_corpus, another, assert_continues, run
+from tests.building import artifact
+from tests.stages.distill.classroom import another, assert_continues, run
 from tests.tiny import tiny_llama
 
 torch = pytest.importorskip("torch")
@@ -37,16 +37,6 @@ def student(tmp_path_factory) -> Artifact:
 def narrow(tmp_path_factory) -> Artifact:
     """Half as wide as the teacher and with half its heads."""
     return artifact(tiny_llama(tmp_path_factory.mktemp("narrow"), layers=2, hidden=32, seed=2), "hf")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    return a_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture
-def used(tmp_path, teacher, corpus) -> StageContext:
-    return context(tmp_path / "scratch", teacher=teacher, corpus=corpus)
 
 
 def test_hidden_distillation_is_a_proper_plugin():

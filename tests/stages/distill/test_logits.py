@@ -7,12 +7,11 @@ import pytest
 
 from harness.errors import ModelError, SpecError
 from harness.interfaces import Artifact, StageContext
-from harness.sources.corpus import write_documents
 from harness.spec import Need
 from harness.stages.distill.logits import DistillLogits
 from harness.testing import check_plugin
 from tests.building import artifact, context
-from tests.tiny import TEXT, tiny_llama
+from tests.tiny import tiny_llama
 
 torch = pytest.importorskip("torch")
 FAST = {"tokens": 512, "batch": 2, "sequence": 32, "learning_rate": 3e-3, "heldout_tokens": 64}  # 8 steps
@@ -20,29 +19,6 @@ FAST = {"tokens": 512, "batch": 2, "sequence": 32, "learning_rate": 3e-3, "heldo
 
 class Killed(Exception):
     """Stands for the process dying."""
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Artifact:
-    return artifact(tiny_llama(tmp_path_factory.mktemp("teacher"), seed=0), "hf")
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return artifact(tiny_llama(tmp_path_factory.mktemp("student"), layers=1, seed=1), "hf")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    folder = tmp_path_factory.mktemp("corpus")
-    numbered = [f"{n}. {sentence}" for n in range(3) for sentence in TEXT.splitlines()]
-    write_documents(folder, train=numbered, heldout=TEXT.upper().splitlines())
-    return artifact(folder, "text")
-
-
-@pytest.fixture
-def used(tmp_path, teacher, corpus) -> StageContext:
-    return context(tmp_path / "scratch", teacher=teacher, corpus=corpus)
 
 
 def distill(student: Artifact, out: Path, used: StageContext, **args) -> bytes:

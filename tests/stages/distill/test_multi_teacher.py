@@ -10,7 +10,7 @@ from harness.spec import Need
 from harness.stages.distill.multi_teacher import RECONSTRUCTED, DistillMultiTeacher
 from harness.testing import check_plugin
 from tests.building import artifact, context
-from tests.stages.distill.classroom import a_corpus, another, assert_continues, run
+from tests.stages.distill.classroom import another, assert_continues, run
 from tests.tiny import tiny_llama
 
 torch = pytest.importorskip("torch")
@@ -33,11 +33,6 @@ def teacher_b(tmp_path_factory) -> Artifact:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Artifact:
     return artifact(tiny_llama(tmp_path_factory.mktemp("student"), layers=1, hidden=32, seed=2), "hf")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    return a_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from harness.interfaces import Artifact, StageContext
 from harness.spec import Need
 from harness.stages.distill.on_policy import DistillOnPolicy
 from harness.testing import check_plugin
-from tests.building import context
-from tests.stages.distill.classroom import a_corpus, a_student, a_teacher, another, assert_continues, run
+from tests.stages.distill.classroom import another, assert_continues, run
 
 torch = pytest.importorskip("torch")
 FAST = {
@@ -22,26 +21,6 @@ FAST = {
     "prompt_tokens": 8,
     "max_tokens": 12,
 }
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Artifact:
-    return a_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return a_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    return a_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture
-def used(tmp_path, teacher, corpus) -> StageContext:
-    return context(tmp_path / "scratch", teacher=teacher, corpus=corpus)
 
 
 def distill(student: Artifact, used: StageContext, **args) -> bytes:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.interfaces import Artifact, StageContext
+from harness.interfaces import Artifact
 from harness.sources.corpus import write_documents
 from harness.spec import Need
 from harness.stages.distill.relational import DistillRelational
 from harness.testing import check_plugin
-from tests.building import artifact, context
-from tests.stages.distill.classroom import a_corpus, assert_continues, run
+from tests.building import artifact
+from tests.stages.distill.classroom import assert_continues, run
 from tests.tiny import TEXT, tiny_llama
 
 torch = pytest.importorskip("torch")
@@ -23,19 +23,9 @@ ALONE = {**FAST, "batch": 4, "tokens": 1024, "heldout_tokens": 128, "kd_weight":
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Artifact:
-    return artifact(tiny_llama(tmp_path_factory.mktemp("teacher"), seed=0), "hf")
-
-
-@pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Artifact:
     """Another width and depth than the teacher's."""
     return artifact(tiny_llama(tmp_path_factory.mktemp("student"), layers=1, hidden=32, seed=1), "hf")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Artifact:
-    return a_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +35,6 @@ def shuffled(tmp_path_factory) -> Artifact:
     documents = [" ".join(rng.sample(TEXT.split(), 30)) for _ in range(400)]
     write_documents(folder, train=documents[:350], heldout=documents[350:])
     return artifact(folder, "text")
-
-
-@pytest.fixture
-def used(tmp_path, teacher, corpus) -> StageContext:
-    return context(tmp_path / "scratch", teacher=teacher, corpus=corpus)
 
 
 def test_relational_distillation_is_a_proper_plugin():

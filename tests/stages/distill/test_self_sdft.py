@@ -12,7 +12,7 @@ from harness.stages.distill.self_recipe import deal, first_lines, solves, within
 from harness.stages.distill.self_sdft import DistillSelfSdft
 from harness.testing import check_plugin
 from tests.building import artifact, context
-from tests.stages.distill.classroom import a_corpus, a_student, another, assert_continues, run
+from tests.stages.distill.classroom import a_corpus, another, assert_continues, run
 from tests.stages.distill.exercises import PAIRS, exercises
 from tests.tiny import tiny_llama
 
@@ -26,11 +26,6 @@ FAST = {
     "heldout_tokens": 64,
     "max_tokens": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return a_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from harness.stages.distill.self_recipe import deal
 from harness.stages.distill.self_sdpo import DistillSelfSdpo
 from harness.testing import check_plugin
 from tests.building import context
-from tests.stages.distill.classroom import a_corpus, a_student, assert_continues, run
+from tests.stages.distill.classroom import a_corpus, assert_continues, run
 from tests.stages.distill.exercises import PAIRS, exercises
 
 torch = pytest.importorskip("torch")
@@ -29,11 +29,6 @@ FAST = {
     "top_k": 20,
 }
 SUM = Pair(kind="sum", prompt="4+3=", answer="7")
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return a_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ FAST = {"tokens": 512, "batch": 2, "sequence": 32, "learning_rate": 3e-3, "heldo
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Artifact:
-    return a_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Artifact:
     folder = tmp_path_factory.mktemp("teacher")
     # Half as hot as its own distribution, so that there is something regular to learn.
