@@ -4,7 +4,6 @@ import mmap
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from harness.evaluations.probes import device_memory, process_memory
