@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness.reporters.findings import WORDS
-from harness.reporters.frame import Task
 from harness.reporters.sections import REFERENCE
 from harness.reporters.text import estimate, table
 from harness.reporters.variants import SCORE, Names, Variant, aligned, reference_of
 from harness.statistics.contrasts import Pairs
+from harness.statistics.items import Task
 from harness.statistics.paired import Estimate, retention
 
 

@@ -2,7 +2,6 @@
 
 The reference ran on the same runtime and device where there is such a row; a difference is then the compression's.
 Otherwise another runtime's reference stands in and every number says so: kernels and batching change answers as well.
-An item counts when both answered it and neither was asked another prompt; what does not count is counted.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.reporters.frame import Item, Row, Task
+from harness.reporters.frame import Row
 from harness.statistics.contrasts import Pairs
+from harness.statistics.items import Item, Task, pair
 from harness.statistics.paired import Estimate, chance_corrected_retention, difference, mcnemar, retention
 
 
@@ -122,28 +122,14 @@ def _unknown_chance() -> Estimate:
 
 
 def _task(task: Task, ours: Mapping[str, Item], theirs: Mapping[str, Item]) -> TaskComparison:
-    both = sorted(ours.keys() & theirs.keys())
-    # A prompt's hash may be absent; only two that are there and differ prove another question.
-    alike = [name for name in both if not _differ(ours[name].prompt, theirs[name].prompt)]
-    pairs = None
-    if alike:
-        floors = [chance for name in alike if (chance := theirs[name].chance) is not None]
-        pairs = Pairs(
-            tuple(ours[name].score for name in alike),
-            tuple(theirs[name].score for name in alike),
-            sum(floors) / len(floors) if len(floors) == len(alike) else None,
-        )
+    found = pair(ours, theirs)
     return TaskComparison(
         task=task,
-        pairs=pairs,
-        missing=len(theirs) - len(both),
-        extra=len(ours) - len(both),
-        unlike=len(both) - len(alike),
-        retention=retention([pairs]) if pairs else _nothing(),
-        corrected=chance_corrected_retention([pairs]) if pairs else _nothing(),
-        difference=difference(pairs) if pairs else _nothing(),
+        pairs=found.pairs,
+        missing=found.missing,
+        extra=found.extra,
+        unlike=found.unlike,
+        retention=retention([found.pairs]) if found.pairs else _nothing(),
+        corrected=chance_corrected_retention([found.pairs]) if found.pairs else _nothing(),
+        difference=difference(found.pairs) if found.pairs else _nothing(),
     )
-
-
-def _differ(ours: str | None, theirs: str | None) -> bool:
-    return ours is not None and theirs is not None and ours != theirs

@@ -13,20 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.interfaces import Results
-from harness.record import ArtifactFacts, Identity, Metric, Observation, Outcome, Record
+from harness.record import ArtifactFacts, Identity, Metric, Outcome, Record
 from harness.spec import Cell
-
-Task = tuple[str, str]
-"""An evaluation and the task it asked."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One answered item: its score, what guessing would give, and the hash of the prompt that was really sent."""
-
-    score: float
-    chance: float | None
-    prompt: str | None
+from harness.statistics.items import Item, Task, scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +191,10 @@ def _speakers(records: Sequence[Record]) -> dict[Task, str]:
 def _items(records: Iterable[Record], results: Results, speaks: Mapping[Task, str]) -> dict[Task, dict[str, Item]]:
     found: dict[Task, dict[str, Item]] = defaultdict(dict)
     for record in records:
-        for observation in results.observations(record) if record.outcome.is_measured else ():
-            task, item = (observation.evaluation, observation.task), _item(observation)
-            if item is not None and speaks.get(task, record.cell.suite.id) == record.cell.suite.id:
-                found[task][observation.sample] = item
+        for task, items in scored(results.observations(record) if record.outcome.is_measured else ()).items():
+            if speaks.get(task, record.cell.suite.id) == record.cell.suite.id:
+                found[task].update(items)
     return dict(sorted(found.items()))
-
-
-def _item(observation: Observation) -> Item | None:
-    score, chance = observation.values.get("score"), observation.values.get("chance")
-    if not isinstance(score, (int, float)):
-        return None
-    prompt = observation.values.get("prompt_hash")
-    return Item(
-        score=float(score),
-        chance=float(chance) if isinstance(chance, (int, float)) else None,
-        prompt=prompt if isinstance(prompt, str) else None,
-    )
 
 
 class _Labels:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.reporters.frame import Task
 from harness.reporters.summary import Entry, Summary
 from harness.reporters.text import NOTHING, count, estimate, megabytes, metric, number, plain, seconds, table, times
+from harness.statistics.items import Task
 
 WORDS = ("Pipeline", "Runtime", "Outcome", "Reason", "What to do", "Steps", "Evaluation")
 ELSEWHERE, PARTIAL = "†", "‡"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from harness.interfaces import Results
 from harness.reporters.comparison import Comparison, compare
-from harness.reporters.frame import Row, Task, rows
+from harness.reporters.frame import Row, rows
 from harness.reporters.frontier import frontier
 from harness.reporters.speed import Speedup, speedup
+from harness.statistics.items import Task
 from harness.statistics.paired import Estimate
 
 

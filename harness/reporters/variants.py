@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from harness.interfaces import Results
-from harness.reporters.frame import Item, Row, Task, rows
+from harness.reporters.frame import Row, rows
 from harness.reporters.text import plain
 from harness.spec import Model, Use
 from harness.statistics.attribution import Table
+from harness.statistics.items import Item, Task
 
 Answers = Mapping[Task, Mapping[str, Item]]
 

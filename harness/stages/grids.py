@@ -14,7 +14,7 @@ training reads the unrounded weights: what is measured is the rounded ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from harness.errors import CorruptArtifact, Unsupported
+from harness.errors import CorruptArtifact
 from harness.interfaces import Artifact, BuildReport
 from harness.stages.quantize.grid import Codes, Grid, dequantize, encode
 
@@ -49,29 +49,6 @@ class Gridded:
         """Gives the codes that stand for the weights."""
         on = weight_RC.device
         return encode(weight_RC, self.scales_RG.to(on), self.zeros_RG.to(on), self.grid)
-
-    def keep_rows(self, rows: Sequence[int]) -> Gridded:
-        """Gives the grid of a weight that is left with some of its rows."""
-        index = torch.as_tensor(rows)
-        return replace(
-            self,
-            scales_RG=self.scales_RG[index],
-            zeros_RG=self.zeros_RG[index],
-            unrounded_RC=self.unrounded_RC[index],
-        )
-
-    def keep_columns(self, columns: Sequence[int]) -> Gridded:
-        """Gives the grid of a weight that is left with some of its columns.
-
-        Raises Unsupported when a row has several groups, since the columns left would no longer fill them evenly.
-        """
-        if self.scales_RG.shape[1] > 1:
-            raise Unsupported(
-                f"columns cannot be taken out of weights with a scale for every {self.grid.group} columns",
-                remedy="quantize with `group: null`, or prune before quantizing",
-            )
-        grid = replace(self.grid, group=None)
-        return replace(self, grid=grid, unrounded_RC=self.unrounded_RC[:, torch.as_tensor(columns)])
 
     def inside(self, weight_RC: Tensor) -> Tensor:
         """True where a weight is within the grid's range, half a step beyond the last codes included."""

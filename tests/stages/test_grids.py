@@ -94,21 +94,6 @@ def test_training_through_the_rounding_starts_from_the_weights_before_it_and_lea
         assert 0 < moved <= 3e-3 * 1.01
 
 
-def test_rows_and_columns_can_be_taken_out_of_a_grid_with_one_scale_a_row():
-    from harness.stages.quantize.grid import quantize_groups
-
-    weight = torch.randn(4, 6)
-    codes = quantize_groups(weight, Grid(4, None, symmetric=False))
-    whole = Gridded(Grid(4, None, symmetric=False), codes.scales, codes.zeros, weight)
-    rounded = whole.snap(weight)
-    torch.testing.assert_close(whole.keep_rows([0, 2]).snap(weight[[0, 2]]), rounded[[0, 2]], rtol=0, atol=0)
-    kept = whole.keep_columns([1, 5])
-    torch.testing.assert_close(kept.snap(weight[:, [1, 5]]), rounded[:, [1, 5]], rtol=0, atol=0)
-    grouped = quantize_groups(weight, Grid(4, 3, symmetric=False))
-    with pytest.raises(Unsupported, match="group: null"):
-        Gridded(Grid(4, 3, symmetric=False), grouped.scales, grouped.zeros, weight).keep_columns([1])
-
-
 def test_frozen_weights_do_not_move_and_the_others_do(rounded, used, tmp_path):
     out = trained(rounded, tmp_path / "out", used, quantized="frozen")
     before, grids = weights(rounded.path), read_grids(rounded)

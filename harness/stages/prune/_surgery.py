@@ -130,13 +130,14 @@ def require_cuttable(grids: Mapping[str, Gridded], sizes: Sizes, target: Sizes) 
 
 
 def cut_grids(grids: Mapping[str, Gridded], kept: Kept) -> dict[str, Gridded]:
-    """Gives the grids of the weights that stay: rows keep their scales and zero points."""
+    """Gives the grids of the weights that stay: rows keep their scales, zero points and weights before rounding."""
     rows = {name: dict(_positions(name, kept))[0] for name in grids}
     return {
         name: replace(
             gridded,
             scales_RG=gridded.scales_RG.index_select(0, rows[name]),
             zeros_RG=gridded.zeros_RG.index_select(0, rows[name]),
+            unrounded_RC=_cut(name, gridded.unrounded_RC, kept),
         )
         for name, gridded in grids.items()
     }

@@ -350,6 +350,8 @@ def test_weights_on_a_grid_stay_on_it_with_the_scales_of_their_rows(args, model,
         weight = pruned.get_parameter(name)
         assert gridded.scales_RG.shape == (len(weight), 1)
         torch.testing.assert_close(gridded.snap(weight), weight)
+        # What training through the rounding starts from was cut as well: rounding it gives the weights that are left.
+        torch.testing.assert_close(gridded.snap(gridded.unrounded_RC).to(weight.dtype), weight)
         if args == {"intermediate": 100} and name.endswith(("gate_proj.weight", "up_proj.weight")):
             rows = rows_of(weight, whole.get_parameter(name))
             torch.testing.assert_close(gridded.scales_RG, before[name].scales_RG[rows], rtol=0, atol=0)
