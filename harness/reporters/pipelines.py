@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.interfaces import Results
-from harness.reporters import attribution, by_suite, canvas, costs, gaps, iso_figure, isobytes, orderings, teaching
+from harness.reporters import (
+    attribution,
+    by_suite,
+    canvas,
+    costs,
+    footprints,
+    gaps,
+    iso_figure,
+    isobytes,
+    orderings,
+    teaching,
+)
 from harness.reporters.export import Flat, write_csv
 from harness.reporters.variants import Names, Variant, variants
 
@@ -23,7 +34,8 @@ class Pipelines:
 
     Does:   Gives the effect of each stage given the others, interactions of two stages, the share of the gap to its
             teacher that a student closed, bytes, FLOPs, tokens and seconds, what is best at equal bytes, and an
-            analysis of variance over orders of the same stages, and retention by suite where there are several. Seeds
+            analysis of variance over orders of the same stages, retention by suite where there are several, and whose
+            pupil a model is taken for where that was asked. Seeds
             are averaged item by item.
             `extrapolate_to` (parameters of a larger reference, such as 8e9) adds a column of extrapolated seconds.
     Needs:  Records of pipelines that differ by a stage, on the same runtime and device; several seeds for orders. A
@@ -68,6 +80,7 @@ class Pipelines:
             ("What two stages do together", attribution.interaction_section(found, names)),
             ("What the teacher gave", teaching.teaching_section(found, names)),
             ("What is kept of each suite", by_suite.suite_section(found, names)),
+            ("Whose pupil it is taken for", footprints.footprint_section(found, names)),
             ("Gap to the teacher closed", gaps.gap_section(found, names)),
             ("Size and cost", costs.cost_section(found, names, extrapolate_to=self.extrapolate_to)),
             ("What is best at equal size", isobytes.iso_section(found, names)),
