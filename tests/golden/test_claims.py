@@ -78,3 +78,34 @@ def test_a_real_model_cut_in_half_is_clearly_better_after_distillation_and_packs
     for name in ("kl_mean", "perplexity"):
         assert halved("depth14-distill", name) < 0.5 * halved("depth14", name)
     assert halved("depth14-distill-Q4_K_M", "kl_mean") < 1.2 * halved("depth14-distill", "kl_mean")
+
+
+ORDERS = ROOT / "reports" / "published" / "orderings" / "orderings.csv"
+LAST_IS_DISTILLING, LAST_IS_QUANTIZING = ("P-Q-D", "Q-P-D", "Q-D-P"), ("P-D-Q", "D-P-Q", "D-Q-P")
+
+
+def of_order(order: str, weights: str, measure: str) -> list[float]:
+    with ORDERS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["measure"] == measure and row["order"] == order]
+    return [float(row["value"]) for row in rows if row["quantized_weights"] == weights]
+
+
+@pytest.mark.parametrize("weights", ["frozen", "trainable"])
+def test_training_after_quantizing_is_better_under_every_seed_than_prune_distil_quantize(weights):
+    for order in LAST_IS_DISTILLING:
+        for measure, sign in (("kl", -1), ("score", 1)):
+            ours, theirs = (of_order(name, weights, measure) for name in (order, "P-D-Q"))
+            assert len(ours) == len(theirs) == 3
+            assert sum(ours) * sign > sum(theirs) * sign, (order, measure)
+        # Seeds are blocks: within each of them the divergence is smaller.
+        pairs = zip(of_order(order, weights, "kl"), of_order("P-D-Q", weights, "kl"), strict=True)
+        assert all(own < other for own, other in pairs), order
+
+
+def test_orders_end_at_equal_bytes_and_equal_training_tokens():
+    orders = Store(ROOT / "results" / "published" / "orderings").records
+    ended = [r for r in orders if r.cell.pipeline.name.split(" ")[0] in (*LAST_IS_DISTILLING, *LAST_IS_QUANTIZING)]
+    assert len(ended) == 27  # three orders that train nothing quantized, three in two ways, by three seeds
+    assert len({record.artifact.nominal_bytes for record in ended}) == 1
+    trained = [sum(cost.tokens for cost in r.artifact.costs if cost.step.startswith("distill")) for r in ended]
+    assert len(set(trained)) == 1
