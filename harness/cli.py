@@ -1,33 +1,27 @@
 """The command line: a verb reads, makes one library call and prints.
 
 Choices live in YAML; options say only which and where. A user's mistake is printed without a traceback and exits 2;
-Ctrl-C exits 130; a run with cells that failed exits 4, because its report has holes. Libraries are imported inside
+Ctrl-C exits 130; a run with cells that failed exits 4, because its report has holes; a gate that finds a regression
+exits 1 (see `gate.verdict`). Libraries are imported inside
 the verbs, so that help is instant.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from harness import cli_options as options
+from harness.cli_options import EXIT_HOLES, EXIT_INTERRUPTED, EXIT_USER, FOLDER
 from harness.errors import UserError
+from harness.gate_cli import baseline, compare, gate
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from rich.console import Console
-
-    from harness.display import Display
     from harness.plan import Plan
     from harness.store import Store
-
-HOME_HELP = "Folder of artifacts and environments.  [default: HARNESS_HOME or .harness]"
-FOLDER = click.Path(path_type=Path, file_okay=False)
-EXIT_USER, EXIT_HOLES, EXIT_INTERRUPTED = 2, 4, 130
 
 
 def main() -> None:
@@ -61,28 +55,9 @@ def cli() -> None:
     """Compare distillation, quantization and every pipeline of the two: compress, measure, report."""
 
 
-def _where(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say where things are."""
-    for option in (
-        click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the records."),
-        click.option("--home", type=FOLDER, default=None, help=HOME_HELP),
-    ):
-        command = option(command)
-    return command
-
-
-_out = click.option(
-    "--out",
-    type=FOLDER,
-    default="reports",
-    show_default=True,
-    help="Folder of the report.",
-)
-
-
 @cli.command()
-@_where
-@_out
+@options.where
+@options.out
 def quickstart(results: Path, home: Path | None, out: Path) -> int:
     """Run the shipped small matrix on a real model and write its report."""
     code = _run("quickstart", results, home)
@@ -92,7 +67,7 @@ def quickstart(results: Path, home: Path | None, out: Path) -> int:
 
 @cli.command()
 @click.argument("matrix")
-@_where
+@options.where
 def run(matrix: str, results: Path, home: Path | None) -> int:
     """Run MATRIX (a shipped name or a YAML file); what is recorded is not run again."""
     return _run(matrix, results, home)
@@ -100,19 +75,19 @@ def run(matrix: str, results: Path, home: Path | None) -> int:
 
 @cli.command()
 @click.argument("matrix")
-@_where
+@options.where
 def plan(matrix: str, results: Path, home: Path | None) -> None:
     """Show what MATRIX would run, what is cached, what is refused and why."""
     from harness.estimate import estimate
     from harness.show import plan_lines
 
     made, store = _plan(matrix, results, home)
-    _print(plan_lines(made, estimate(made, store)))
+    options.show(plan_lines(made, estimate(made, store)))
 
 
 @cli.command()
 @click.argument("records", type=FOLDER, default="results/quickstart")
-@_out
+@options.out
 @click.option(
     "--with",
     "reporters",
@@ -134,7 +109,7 @@ def query(sql: str, results: Path) -> None:
     from harness.store import Store
 
     columns, rows = queries.run(Store(results), sql)
-    _console().print(table(columns, [[str(value) for value in row] for row in rows]))
+    options.console().print(table(columns, [[str(value) for value in row] for row in rows]))
 
 
 @cli.command(name="list")
@@ -143,7 +118,7 @@ def list_() -> None:
     from harness.cache import home as default_home
     from harness.show import plugin_table
 
-    _console().print(plugin_table(default_home()))
+    options.console().print(plugin_table(default_home()))
 
 
 @cli.command()
@@ -152,11 +127,11 @@ def explain(name: str) -> None:
     """Explain the plug-in NAME: what it does, needs, why, what is known, its source and its arguments."""
     from harness.show import explanation
 
-    _print([explanation(name)])
+    options.show([explanation(name)])
 
 
 @cli.command()
-@_where
+@options.where
 def doctor(results: Path, home: Path | None) -> None:
     """Check hardware, runtimes, environments and the hub; say what to do about each problem."""
     from harness import doctor as checks
@@ -175,7 +150,7 @@ def env() -> None:
 
 @env.command()
 @click.argument("name")
-@click.option("--home", type=FOLDER, default=None, help=HOME_HELP)
+@options.home
 def create(name: str, home: Path | None) -> None:
     """Make an environment from the extra NAME; the plan then uses it for what needs it."""
     from harness import environments
@@ -187,7 +162,7 @@ def create(name: str, home: Path | None) -> None:
 
 
 @env.command(name="list")
-@click.option("--home", type=FOLDER, default=None, help=HOME_HELP)
+@options.home
 def env_list(home: Path | None) -> None:
     """List environments, what each serves, and the extras that could become one."""
     from harness import environments
@@ -197,6 +172,10 @@ def env_list(home: Path | None) -> None:
         click.echo(f"{environment.name}: {environment.python}")
         click.echo(f"    serves {', '.join(sorted(name for _, name in environment.serves)) or 'nothing'}")
     click.echo(f"can be made: {', '.join(environments.extras())}")
+
+
+for verb in (compare, gate, baseline):
+    cli.add_command(verb)
 
 
 def _plan(name: str, results: Path, home: Path | None) -> tuple[Plan, Store]:
@@ -217,11 +196,11 @@ def _run(name: str, results: Path, home: Path | None) -> int:
     from harness.show import ending, plan_lines
 
     made, store = _plan(name, results, home)
-    _print(plan_lines(made, None))
-    with _display() as display:
+    options.show(plan_lines(made, None))
+    with options.display() as display:
         cache = Cache((home or default_home()).absolute())
         records = list(Local(cache, store, display).map(made))
-    _print(ending(made, records, store.root))
+    options.show(ending(made, records, store.root))
     failed = [record for record in records if record.outcome in ("failed", "timeout", "out_of_memory")]
     return EXIT_HOLES if failed else 0
 
@@ -232,25 +211,7 @@ def _report(records: Path, out: Path, names: tuple[str, ...]) -> None:
 
     for file in reporting.write(Store(records), out, names):
         click.echo(f"wrote {file}")
-    _print(reporting.first_screen(out))
-
-
-def _display() -> AbstractContextManager[Display]:
-    from harness.display import opened
-
-    return opened(_console())
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Into a pipe or a file a table keeps its columns whole.
-    return Console() if sys.stdout.isatty() else Console(width=240)
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
+    options.show(reporting.first_screen(out))
 
 
 if __name__ == "__main__":

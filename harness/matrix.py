@@ -25,6 +25,9 @@ from harness import document
 from harness.errors import SpecError, closest
 from harness.spec import Cell, Hardware, Model, Pipeline, Suite, Use, Value
 
+NOT_SUITES = {"matrices": "matrix", "policies": "policy"}
+"""Folders beside the suites, and what one of their files is."""
+
 
 class Exclusion(Value):
     """Combinations that are left out, by shell patterns, and why."""
@@ -127,7 +130,7 @@ def suites_dir() -> Path:
 
 def load(name: str) -> Matrix:
     """Reads a matrix by shipped name or by path. Raises SpecError."""
-    file = _find(name, "matrices", beside=Path.cwd())
+    file = find(name, "matrices", beside=Path.cwd())
     written = document.load(file, MatrixFile)
     given = {field: getattr(written, field) for field in type(written).model_fields if field != "suites"}
     matrix = Matrix(**given, suites=tuple(load_suite(suite, beside=file.parent) for suite in written.suites))
@@ -141,7 +144,7 @@ def load_suite(name: str, *, beside: Path) -> Suite:
 
 
 def _suite(name: str, beside: Path, parents: tuple[Path, ...]) -> Suite:
-    file = _find(name, "", beside=beside)
+    file = find(name, "", beside=beside)
     if file in parents:
         raise SpecError("a suite includes itself", file=file, key="include", found=name, remedy="remove the include")
     written = document.load(file, SuiteFile)
@@ -159,16 +162,20 @@ def _suite(name: str, beside: Path, parents: tuple[Path, ...]) -> Suite:
     return Suite(name=written.name, version=written.version, evaluations=evaluations)
 
 
-def _find(name: str, folder: str, *, beside: Path) -> Path:
+def find(name: str, folder: str, *, beside: Path) -> Path:
+    """Gives the YAML file of a matrix, a policy (`folder` is `matrices`, `policies`) or, without a folder, a suite.
+
+    A name ending in .yaml is a path relative to `beside`; any other is a shipped one. Raises SpecError.
+    """
     if name.endswith((".yaml", ".yml")):
         return (beside / name).resolve()
     shipped = {
         file.stem: file
         for file in sorted((suites_dir() / folder).rglob("*.yaml"))
-        if folder or file.parent.name != "matrices"
+        if folder or file.parent.name not in NOT_SUITES
     }
     if name not in shipped:
-        what = "matrix" if folder else "suite"
+        what = NOT_SUITES.get(folder, "suite")
         remedy = closest(name, shipped) or f"give a path that ends in .yaml for a {what} of your own"
         raise SpecError(
             f"there is no {what} of that name", file=suites_dir() / folder, found=name, allowed=shipped, remedy=remedy

@@ -30,13 +30,23 @@ ORDER = (
     "executors",
     "estimate",
     "query",
+    "gate",
+    "baselines",
+    "selection",
+    "noise",
+    "gating",
+    "exchanging",
+    "interleaving",
+    "nightly",
     "reporting",
     "doctor",
     "show",
     "testing",
+    "cli_options",
+    "gate_cli",
     "cli",
 )
-PLUGIN_FOLDERS = ("sources", "stages", "runtimes", "evaluations", "reporters", "gate")
+PLUGIN_FOLDERS = ("sources", "stages", "runtimes", "evaluations", "reporters", "exchange")
 PLUGINS_MAY_IMPORT = {"interfaces", "record", "spec", "errors", "statistics", "training"}
 HEAVY = {
     "torch",
@@ -111,6 +121,11 @@ def test_the_skeleton_knows_no_plugin(file: Path) -> None:
 @pytest.mark.parametrize("file", [f for f in MODULES if part_of(name_of(f)) in PLUGIN_FOLDERS], ids=name_of)
 def test_plugins_import_only_the_contract_and_their_own_room(file: Path) -> None:
     assert our_parts(file) <= PLUGINS_MAY_IMPORT | set(PLUGIN_FOLDERS), sorted(our_parts(file))
+
+
+@pytest.mark.parametrize("file", [f for f in MODULES if part_of(name_of(f)) == "gate"], ids=name_of)
+def test_a_gate_is_a_function_of_records(file: Path) -> None:
+    assert our_parts(file) <= PLUGINS_MAY_IMPORT, sorted(our_parts(file))
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)

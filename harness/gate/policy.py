@@ -40,7 +40,10 @@ class TaskRule(Value):
 
 
 class Limit(Value):
-    """A bound on one metric: in its own unit (`at_most`, `at_least`) or as a share of the baseline's (`margin`)."""
+    """A bound on one metric: in its own unit (`at_most`, `at_least`) or as a share of the baseline's (`margin`).
+
+    Without a bound the metric is shown and not judged.
+    """
 
     metric: str
     task: str = "*"
@@ -50,8 +53,8 @@ class Limit(Value):
 
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
-        if sum(bound is not None for bound in (self.at_most, self.at_least, self.margin)) != 1:
-            raise ValueError("give exactly one of at_most, at_least and margin")
+        if sum(bound is not None for bound in (self.at_most, self.at_least, self.margin)) > 1:
+            raise ValueError("give one of at_most, at_least and margin, or none to show the metric without judging it")
         return self
 
 
@@ -60,7 +63,8 @@ class SuiteRule(Value):
 
     `rule` says what the suite needs: `pooled` that the tasks together are non-inferior and no critical task regressed,
     `every_critical` that each critical task is non-inferior. `looks` cuts the items into that many equal parts in one
-    fixed random order; after each the comparison may stop, with O'Brien-Fleming's bounds.
+    fixed random order; after each the comparison may stop, with O'Brien-Fleming's bounds. A nightly run asks suites of
+    a lower `tier` first and spares a cell that regressed there the others.
     """
 
     suite: str = "*"
@@ -69,9 +73,22 @@ class SuiteRule(Value):
     margin: float = Field(default=0.01, gt=0, lt=1)
     rule: Literal["pooled", "every_critical"] = "pooled"
     critical: bool = True
+    tier: int = Field(default=1, ge=1)
     looks: int = Field(default=1, ge=1, le=20)
     tasks: tuple[TaskRule, ...] = ()
     limits: tuple[Limit, ...] = ()
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> SuiteRule:
+        if self.kind == "accuracy" and self.limits:
+            raise ValueError("scores are judged by margin, scale and tasks; limits are for the other kinds")
+        if self.kind != "accuracy" and not self.limits:
+            raise ValueError(f"a rule of kind {self.kind} needs limits")
+        if self.kind == "speed" and any((limit.at_most or limit.at_least) is not None for limit in self.limits):
+            raise ValueError("speed is judged by margin: times of two machines or nights have no common scale")
+        if self.kind in ("memory", "size") and any(limit.at_least is not None for limit in self.limits):
+            raise ValueError("bytes are bounded from above: give at_most or margin")
+        return self
 
     def of_task(self, task: str) -> tuple[float, bool]:
         """Gives the margin of a task and whether it is critical."""

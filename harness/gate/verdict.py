@@ -15,11 +15,18 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from harness.record import Interval
 from harness.spec import Value
 
 DECISION_SCHEMA = 1
+POOLED = "all tasks together"
+"""The task of the finding that a suite's tasks make together."""
 EXIT_GO, EXIT_REGRESSED, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_NOT_COMPARABLE = 0, 1, 2, 3, 4
+
+
+FINITE = ConfigDict(allow_inf_nan=False)
 
 
 class Verdict(StrEnum):
@@ -67,6 +74,7 @@ def exit_code(verdicts: Iterable[Verdict], *, strict: bool) -> int:
 class Number(Value):
     """A number with its interval; where either is absent, `reason` says why."""
 
+    model_config = FINITE
     value: float | None = None
     interval: Interval | None = None
     reason: str = ""
@@ -109,19 +117,23 @@ class Finding(Value):
     """One judged number.
 
     `margin` is the tolerated loss on `scale`: a share of the baseline's score (retention), points of score
-    (difference), a share of the baseline's speed or bytes (ratio), or a limit in the metric's own unit (value).
+    (difference), a share of the baseline's speed or bytes (ratio), or a limit in the metric's own unit (value); None
+    where the policy shows a number and does not judge it.
     `p_accept` speaks against "the loss is at least the margin", `p_breach` against "at most the margin", `p_harm`
-    against "at most zero"; `alpha_accept` and `alpha_breach` are what they were held against, after looks and
-    multiplicity. `more_items` is how many more would probably settle it.
+    against "at most zero", all after the looks that were taken; `p_adjusted` is `p_breach` after the correction for all
+    numbers of the decision. `alpha_accept` and `alpha_breach` are what `p_accept` and `p_adjusted` were held against.
+    `more_items` is how many more would probably settle it, `towards` acceptance or a breach. `measured` is the
+    candidate's own number with its interval, where it has one beside its comparison.
     """
 
+    model_config = FINITE
     place: Place
     kind: Kind
     verdict: Verdict
     critical: bool = True
     harm: bool = False
     scale: Literal["retention", "difference", "ratio", "value"] = "retention"
-    margin: float
+    margin: float | None = None
     counts: Counts | None = None
     baseline: float | None = None
     candidate: float | None = None
@@ -130,12 +142,15 @@ class Finding(Value):
     retention: Number | None = None
     corrected: Number | None = None
     ratio: Number | None = None
+    measured: Number | None = None
     p_accept: float | None = None
     p_breach: float | None = None
+    p_adjusted: float | None = None
     p_harm: float | None = None
     alpha_accept: float | None = None
     alpha_breach: float | None = None
     more_items: int | None = None
+    towards: Literal["accept", "breach"] | None = None
     excess_flips: float | None = None
     look: int = 1
     looks: int = 1
@@ -157,7 +172,10 @@ class Mismatch(Value):
 
 
 class SuiteVerdict(Value):
-    """What the tasks of a suite say together about one cell, by the policy's rule for it."""
+    """What the numbers of one kind in a suite say together about one cell, by the policy's rule for it.
+
+    The `metric` of its place is that kind.
+    """
 
     place: Place
     verdict: Verdict

@@ -102,7 +102,7 @@ class Stratum:
         return null_variance(self.counts, values)
 
 
-def null_variance(counts: Sequence[int], values: Sequence[float]) -> float:
+def null_variance(counts: Sequence[float], values: Sequence[float]) -> float:
     """Gives the variance of a score that takes `values[j]` in the j-th kind, most likely given that its mean is zero.
 
     Of all probabilities p with Σ p v = 0 the likelihood Π p^counts is greatest at p = counts / (n (1 + λ v)) for the

@@ -11,7 +11,6 @@ Shapes: T positions, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -64,24 +63,6 @@ def negative_log_likelihood(
     assert len(logprobs_TV) == len(tokens_T), f"{len(logprobs_TV)} rows for {len(tokens_T)} tokens"
     logprobs_T: npt.NDArray[np.float64] = logprobs_TV[np.arange(len(tokens_T)), tokens_T]
     return -logprobs_T
-
-
-def quantile_n_min(q: float) -> int:
-    """Gives the fewest values whose maximum lies above the upper quantile `q` with 97.5 % probability.
-
-    With fewer no distribution-free two-sided 95 % interval for the quantile exists: the maximum of n values lies below
-    it with probability q^n, so n is the least with q^n <= 0.025.
-
-    >>> [quantile_n_min(q) for q in (0.9, 0.95, 0.99, 0.999)]
-    [36, 72, 368, 3688]
-    """
-    return math.ceil(math.log(0.025) / math.log(q))
-
-
-def tail_quantile(values: npt.ArrayLike, q: float) -> float | None:
-    """Gives an upper quantile (type 7, linear), or None when there are too few values to have seen that tail."""
-    array = np.asarray(values, dtype=np.float64)
-    return None if array.size < quantile_n_min(q) else float(np.quantile(array, q))
 
 
 def tiles(count: int, *, tile: int = TILE) -> Iterator[slice]:

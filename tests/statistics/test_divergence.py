@@ -13,8 +13,6 @@ from harness.statistics.divergence import (
     kl_divergence,
     log_softmax,
     negative_log_likelihood,
-    quantile_n_min,
-    tail_quantile,
     tiles,
 )
 
@@ -72,14 +70,6 @@ def test_likelihoods_agree_with_scipy_log_softmax():
     logits_TV, tokens_T = random_logits(9), np.array([0, 39, 7, 7, 1])
     expected = -scipy.special.log_softmax(logits_TV.astype(float), axis=-1)[np.arange(5), tokens_T]
     np.testing.assert_allclose(negative_log_likelihood(log_softmax(logits_TV), tokens_T), expected, rtol=1e-12)
-
-
-def test_a_tail_has_no_quantile_until_enough_values_were_seen():
-    # The published least counts for two-sided 95 % order-statistic intervals: p90 36, p95 72, p99 368, p99.9 3688.
-    assert [quantile_n_min(q) for q in (0.9, 0.95, 0.99, 0.999)] == [36, 72, 368, 3688]
-    assert tail_quantile(range(367), 0.99) is None
-    # Type 7 on 0..399: position 0.99 * 399 = 395.01.
-    assert tail_quantile(range(400), 0.99) == pytest.approx(395.01)
 
 
 @given(st.integers(1, 100), st.integers(1, 40))

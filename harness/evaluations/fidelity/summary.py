@@ -7,13 +7,14 @@ token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.evaluations.rows import by_task, column
 from harness.record import Interval, Metric, Observation
-from harness.statistics.clusters import RatioOfSums, ratio_of_sums
-from harness.statistics.divergence import tail_quantile
+from harness.statistics.clusters import RatioOfSums
+from harness.statistics.quantiles import tail_quantile
+from harness.statistics.windows import mean
 
 METHOD = "cluster-robust t over windows"
 DEPENDENT = "tokens of a window depend on each other: a description of these tokens, without an interval"
@@ -52,28 +53,21 @@ def metrics(observations: Sequence[Observation], *, token_prefix: str) -> tuple[
     found: list[Metric] = []
     for task, windows in groups.items():
         if not task.startswith(token_prefix):
-            found += [mean.metric(windows[0].evaluation, task) for mean in _means(windows)]
+            found += [one.metric(windows[0].evaluation, task) for one in _means(windows)]
             found += _tails(groups.get(token_prefix + task, []), task)
     return tuple(found)
 
 
 def _means(windows: Sequence[Observation]) -> Iterator[_Mean]:
-    tokens, texts = column(windows, "tokens"), column(windows, "bytes")
-    nll, nll_ref = column(windows, "nll"), column(windows, "nll_ref")
-    kl = [mean * count for mean, count in zip(column(windows, "kl_mean"), tokens, strict=True)]
-    excess = [ours - theirs for ours, theirs in zip(nll, nll_ref, strict=True)]
-    counts: Mapping[str, list[float]] = {
-        name: column(windows, name) for name in ("top1_same", "right_to_wrong", "wrong_to_right")
-    }
-    yield _Mean("perplexity", "per token", False, ratio_of_sums(nll, tokens), math.exp)
-    yield _Mean("perplexity_reference", "per token", False, ratio_of_sums(nll_ref, tokens), math.exp)
-    yield _Mean("ln_perplexity_ratio", "nats", False, ratio_of_sums(excess, tokens))
-    yield _Mean("bits_per_byte", "bits/byte", False, ratio_of_sums([value / math.log(2) for value in nll], texts))
+    yield _Mean("perplexity", "per token", False, mean(windows, "nll"), math.exp)
+    yield _Mean("perplexity_reference", "per token", False, mean(windows, "nll_reference"), math.exp)
+    yield _Mean("ln_perplexity_ratio", "nats", False, mean(windows, "ln_perplexity_ratio"))
+    yield _Mean("bits_per_byte", "bits/byte", False, mean(windows, "bits_per_byte"))
     # A divergence is never negative, and neither is what its mean may be.
-    yield _Mean("kl_mean", "nats", False, ratio_of_sums(kl, tokens), lambda value: max(value, 0.0))
-    yield _Mean("top1_agreement", "fraction", True, ratio_of_sums(counts["top1_same"], tokens), _fraction)
-    yield _Mean("flips_right_to_wrong", "fraction", False, ratio_of_sums(counts["right_to_wrong"], tokens), _fraction)
-    yield _Mean("flips_wrong_to_right", "fraction", True, ratio_of_sums(counts["wrong_to_right"], tokens), _fraction)
+    yield _Mean("kl_mean", "nats", False, mean(windows, "kl_mean"), lambda value: max(value, 0.0))
+    yield _Mean("top1_agreement", "fraction", True, mean(windows, "top1_agreement"), _fraction)
+    yield _Mean("flips_right_to_wrong", "fraction", False, mean(windows, "flips_right_to_wrong"), _fraction)
+    yield _Mean("flips_wrong_to_right", "fraction", True, mean(windows, "flips_wrong_to_right"), _fraction)
 
 
 def _fraction(value: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.evaluations.probes.ceiling import decode_roofline_tps
 from harness.evaluations.rows import by_task, column
 from harness.record import Interval, Metric, Observation
-from harness.statistics.medians import N_MIN, median_interval
+from harness.statistics.quantiles import N_MIN, median_interval
 
 CEILING = "ceiling"
 METHOD = "order statistics over repetitions of one launch"

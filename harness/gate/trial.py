@@ -1,0 +1,46 @@
+"""A number that was tested and has no verdict yet: breaches of a whole night are corrected together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.gate.policy import Alpha
+from harness.gate.verdict import Finding, Verdict
+from harness.statistics.noninferiority import MoreItems
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finding with its p-values, before `decided` gives it its verdict.
+
+    `p_breach` counts among the tests of the decision; None where nothing can be tested. A `settled` verdict (missing
+    items, a size over its limit) needs no test. Only where `can_accept` is a small enough `p_accept` a pass. `plan`
+    gives the items that an open comparison still needs, from the two error rates.
+    """
+
+    finding: Finding
+    p_accept: float | None = None
+    p_breach: float | None = None
+    can_accept: bool = True
+    settled: Verdict | None = None
+    plan: Callable[[float, float], MoreItems | None] | None = None
+
+    def decided(self, *, adjusted: float | None, tests: int, alpha: Alpha) -> Finding:
+        """Gives the finding its verdict; `adjusted` is the breach's p after the correction for all `tests`."""
+        if self.settled is not None:
+            return self.finding.model_copy(update={"verdict": self.settled})
+        breached = adjusted is not None and adjusted <= alpha.breach
+        accepted = self.can_accept and self.p_accept is not None and self.p_accept <= alpha.accept
+        still_open = Verdict.INCONCLUSIVE if self.can_accept else Verdict.NOT_JUDGED
+        verdict = Verdict.REGRESSED if breached else Verdict.NON_INFERIOR if accepted else still_open
+        more = self.plan(alpha.accept, alpha.breach / max(1, tests)) if self.plan and verdict is still_open else None
+        told = {
+            "verdict": verdict,
+            "p_adjusted": adjusted,
+            "alpha_accept": alpha.accept,
+            "alpha_breach": alpha.breach,
+            "more_items": more.n if more else None,
+            "towards": more.towards if more else None,
+        }
+        return self.finding.model_copy(update=told)

@@ -1,0 +1,125 @@
+"""The verbs that judge: compare, gate and baseline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from harness import cli_options as options
+from harness.cli_options import FOLDER
+
+policy_option = click.option(
+    "--policy", default="nightly", show_default=True, help="Policy: a shipped name or a YAML file."
+)
+baseline_option = click.option("--baseline", "name", required=True, help="Name of the baseline.")
+strict_option = click.option("--strict", is_flag=True, help="Exit 3 when something is neither proven good nor bad.")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--policy", default="compare", show_default=True, help="Policy: a shipped name or a YAML file.")
+@click.option("--out", type=FOLDER, default=None, help="Folder for compare.md and compare.json.  [default: print only]")
+def compare(a: str, b: str, policy: str, out: Path | None) -> None:
+    """Compare B with A: two runs, two cells (FOLDER:pipeline=NAME,runtime=NAME) or two records."""
+    from harness import gating
+    from harness.gate.terminal import comparison_view
+
+    found = gating.compare(a, b, policy=gating.load_policy(policy))
+    for one in found:
+        options.console().print(comparison_view(one))
+    for file in gating.write_comparisons(found, out) if out else ():
+        click.echo(f"wrote {file}")
+
+
+@click.group(invoke_without_command=True)
+@policy_option
+@click.option("--baseline", "name", default=None, help="Name of the baseline.")
+@click.option("--records", type=FOLDER, default=None, help="Records to judge.  [default: where the baseline was taken]")
+@options.results
+@click.option("--out", type=FOLDER, default="reports/gate", show_default=True, help="Folder of the decision's files.")
+@strict_option
+@click.pass_context
+def gate(context: click.Context, /, **given: object) -> None:
+    """Judge records against a baseline by a policy; the exit code is the answer.
+
+    0 go, 1 regressed, 2 usage or configuration, 3 inconclusive (with --strict), 4 not comparable or numbers missing.
+    A proven regression is never hidden: 2 comes before everything, then 1, then 4, then 3.
+    """
+    if context.invoked_subcommand is None:
+        context.exit(_judge(**given))  # type: ignore[arg-type]  # click gives what the options declare
+
+
+def _judge(policy: str, name: str | None, records: Path | None, results: Path, **rest: object) -> int:
+    from harness import baselines, gating
+    from harness.store import Store
+
+    if name is None:
+        raise click.UsageError("--baseline is missing; harness baseline list shows those there are")
+    pinned = baselines.load(name, results=results)
+    store = Store(records or Path(pinned.pin.origin))
+    decision = gating.decide(store, pinned, gating.load_policy(policy), strict=bool(rest["strict"]))
+    return tell(decision, Path(str(rest["out"])))
+
+
+def tell(decision: object, out: Path) -> int:
+    """Writes and prints a decision, for GitHub too where that is what runs us; gives the exit code."""
+    from harness import gating
+    from harness.gate import github
+    from harness.gate.terminal import decision_view
+    from harness.gate.verdict import Decision
+
+    assert isinstance(decision, Decision)
+    files = gating.write(decision, out)
+    options.console().print(decision_view(decision))
+    for file in files:
+        click.echo(f"wrote {file}")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        options.show(github.annotations(decision))
+        gating.append_summary(decision, os.environ.get("GITHUB_STEP_SUMMARY"))
+    return decision.exit_code
+
+
+@click.group()
+def baseline() -> None:
+    """Records that others are held against, pinned by digest."""
+
+
+@baseline.command(name="set")
+@click.argument("name")
+@click.argument("records", type=FOLDER)
+@click.option("--noise", type=FOLDER, default=None, help="Records of the reference measured again: its noise floor.")
+@options.results
+def set_(name: str, records: Path, noise: Path | None, results: Path) -> None:
+    """Make the records in the folder RECORDS the baseline NAME; nothing else ever does."""
+    from harness import gating
+
+    pinned = gating.pin(name, records, noise=noise, results=results)
+    click.echo(f"{pinned.name} is now {pinned.digest}: {len(pinned.cells)} cells from {pinned.origin}")
+
+
+@baseline.command(name="list")
+@options.results
+def list_(results: Path) -> None:
+    """List baselines with their digests."""
+    from harness import baselines
+
+    for name in baselines.names(results):
+        pinned = baselines.load(name, results=results).pin
+        click.echo(f"{name}  {pinned.digest}  {pinned.set_at}  {len(pinned.cells)} cells from {pinned.origin}")
+
+
+@baseline.command()
+@click.argument("name")
+@options.results
+def show(name: str, results: Path) -> None:
+    """Show what the baseline NAME holds, and its earlier versions."""
+    from harness import baselines
+
+    *before, current = baselines.versions(name, results=results)
+    click.echo(f"{name}  {current.digest}, set {current.set_at} from {current.origin}")
+    click.echo(f"noise floor: {'pinned' if current.has_noise else 'not measured'}")
+    options.show(f"  {cell}" for cell in current.cells)
+    options.show(f"before: {one.digest}, set {one.set_at} from {one.origin}" for one in reversed(before))
