@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from harness import cli_options as options
-from harness.cli_options import EXIT_HOLES, EXIT_INTERRUPTED, EXIT_USER, FOLDER
+from harness.cli_options import EXIT_INTERRUPTED, EXIT_USER, FOLDER
 from harness.errors import UserError
-from harness.gate_cli import baseline, compare, gate
-
-if TYPE_CHECKING:
-    from harness.plan import Plan
-    from harness.store import Store
+from harness.gate_cli import baseline, compare, gate, nightly, noise
 
 
 def main() -> None:
@@ -60,7 +55,10 @@ def cli() -> None:
 @options.out
 def quickstart(results: Path, home: Path | None, out: Path) -> int:
     """Run the shipped small matrix on a real model and write its report."""
-    code = _run("quickstart", results, home)
+    from harness.matrix import load
+    from harness.running import run_matrix
+
+    code, _ = run_matrix(load("quickstart"), results=results, home=home)
     _report(results / "quickstart", out / "quickstart", ())
     return code
 
@@ -70,7 +68,10 @@ def quickstart(results: Path, home: Path | None, out: Path) -> int:
 @options.where
 def run(matrix: str, results: Path, home: Path | None) -> int:
     """Run MATRIX (a shipped name or a YAML file); what is recorded is not run again."""
-    return _run(matrix, results, home)
+    from harness.matrix import load
+    from harness.running import run_matrix
+
+    return run_matrix(load(matrix), results=results, home=home)[0]
 
 
 @cli.command()
@@ -79,9 +80,11 @@ def run(matrix: str, results: Path, home: Path | None) -> int:
 def plan(matrix: str, results: Path, home: Path | None) -> None:
     """Show what MATRIX would run, what is cached, what is refused and why."""
     from harness.estimate import estimate
+    from harness.matrix import load
+    from harness.running import plan_matrix
     from harness.show import plan_lines
 
-    made, store = _plan(matrix, results, home)
+    made, store = plan_matrix(load(matrix), results=results, home=home)
     options.show(plan_lines(made, estimate(made, store)))
 
 
@@ -110,6 +113,36 @@ def query(sql: str, results: Path) -> None:
 
     columns, rows = queries.run(Store(results), sql)
     options.console().print(table(columns, [[str(value) for value in row] for row in rows]))
+
+
+@cli.command(name="import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "form", default=None, help="Importer, by name or as {use: NAME, args: {...}}.  [default: by its look]"
+)
+@click.option("--results", type=FOLDER, default="results/imported", show_default=True, help="Folder of the records.")
+def import_(files: tuple[Path, ...], form: str | None, results: Path) -> None:
+    """Store logs of other tools (lm-eval, Inspect, llama-perplexity) as records."""
+    from harness import exchanging
+    from harness.store import Store
+
+    for record in exchanging.import_into(form, files, Store(results)):
+        click.echo(f"{record.cell}: {len(record.metrics)} metrics")
+        for gap in record.gaps:
+            click.echo(f"  gap: {gap.reason}{f' -> {gap.remedy}' if gap.remedy else ''}")
+
+
+@cli.command()
+@click.argument("form", metavar="FORMAT")
+@click.argument("records", type=FOLDER, default="results/quickstart")
+@click.option("--out", type=FOLDER, default="exports", show_default=True, help="Folder of the files.")
+def export(form: str, records: Path, out: Path) -> None:
+    """Write records as FORMAT: bencher, github-action, lm_eval, model-index or pytest-benchmark."""
+    from harness import exchanging
+    from harness.store import Store
+
+    for file in exchanging.export(form, Store(records), out):
+        click.echo(f"wrote {file}")
 
 
 @cli.command(name="list")
@@ -174,35 +207,8 @@ def env_list(home: Path | None) -> None:
     click.echo(f"can be made: {', '.join(environments.extras())}")
 
 
-for verb in (compare, gate, baseline):
+for verb in (compare, gate, baseline, noise, nightly):
     cli.add_command(verb)
-
-
-def _plan(name: str, results: Path, home: Path | None) -> tuple[Plan, Store]:
-    from harness import matrix, plan
-    from harness.cache import Cache
-    from harness.cache import home as default_home
-    from harness.store import Store
-
-    loaded, folder = matrix.load(name), (home or default_home()).absolute()
-    store = Store((results / loaded.name).absolute())
-    return plan.make(loaded, cache=Cache(folder), store=store, home=folder), store
-
-
-def _run(name: str, results: Path, home: Path | None) -> int:
-    from harness.cache import Cache
-    from harness.cache import home as default_home
-    from harness.executors.local import Local
-    from harness.show import ending, plan_lines
-
-    made, store = _plan(name, results, home)
-    options.show(plan_lines(made, None))
-    with options.display() as display:
-        cache = Cache((home or default_home()).absolute())
-        records = list(Local(cache, store, display).map(made))
-    options.show(ending(made, records, store.root))
-    failed = [record for record in records if record.outcome in ("failed", "timeout", "out_of_memory")]
-    return EXIT_HOLES if failed else 0
 
 
 def _report(records: Path, out: Path, names: tuple[str, ...]) -> None:

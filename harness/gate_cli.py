@@ -1,14 +1,18 @@
-"""The verbs that judge: compare, gate and baseline."""
+"""The verbs that judge: compare, gate, baseline, noise and nightly."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import cli_options as options
 from harness.cli_options import FOLDER
+
+if TYPE_CHECKING:
+    from harness.gate.verdict import Decision
 
 policy_option = click.option(
     "--policy", default="nightly", show_default=True, help="Policy: a shipped name or a YAML file."
@@ -42,44 +46,46 @@ def compare(a: str, b: str, policy: str, out: Path | None) -> None:
 @click.option("--out", type=FOLDER, default="reports/gate", show_default=True, help="Folder of the decision's files.")
 @strict_option
 @click.pass_context
-def gate(context: click.Context, /, **given: object) -> None:
+def gate(context: click.Context, /, policy: str, name: str | None, **where: Any) -> None:
     """Judge records against a baseline by a policy; the exit code is the answer.
 
     0 go, 1 regressed, 2 usage or configuration, 3 inconclusive (with --strict), 4 not comparable or numbers missing.
     A proven regression is never hidden: 2 comes before everything, then 1, then 4, then 3.
     """
-    if context.invoked_subcommand is None:
-        context.exit(_judge(**given))  # type: ignore[arg-type]  # click gives what the options declare
-
-
-def _judge(policy: str, name: str | None, records: Path | None, results: Path, **rest: object) -> int:
     from harness import baselines, gating
     from harness.store import Store
 
+    if context.invoked_subcommand is not None:
+        return
     if name is None:
         raise click.UsageError("--baseline is missing; harness baseline list shows those there are")
-    pinned = baselines.load(name, results=results)
-    store = Store(records or Path(pinned.pin.origin))
-    decision = gating.decide(store, pinned, gating.load_policy(policy), strict=bool(rest["strict"]))
-    return tell(decision, Path(str(rest["out"])))
+    pinned = baselines.load(name, results=where["results"])
+    store = Store(where["records"] or Path(pinned.pin.origin))
+    decision = gating.decide(store, pinned, gating.load_policy(policy), strict=where["strict"])
+    context.exit(tell(decision, where["out"]))
 
 
-def tell(decision: object, out: Path) -> int:
+def tell(decision: Decision, out: Path) -> int:
     """Writes and prints a decision, for GitHub too where that is what runs us; gives the exit code."""
     from harness import gating
-    from harness.gate import github
     from harness.gate.terminal import decision_view
-    from harness.gate.verdict import Decision
 
-    assert isinstance(decision, Decision)
     files = gating.write(decision, out)
     options.console().print(decision_view(decision))
     for file in files:
         click.echo(f"wrote {file}")
+    for_github(decision)
+    return decision.exit_code
+
+
+def for_github(decision: Decision) -> None:
+    """Prints annotations and adds the step summary where GitHub runs us."""
+    from harness import gating
+    from harness.gate import github
+
     if os.environ.get("GITHUB_ACTIONS") == "true":
         options.show(github.annotations(decision))
         gating.append_summary(decision, os.environ.get("GITHUB_STEP_SUMMARY"))
-    return decision.exit_code
 
 
 @click.group()
@@ -123,3 +129,48 @@ def show(name: str, results: Path) -> None:
     click.echo(f"noise floor: {'pinned' if current.has_noise else 'not measured'}")
     options.show(f"  {cell}" for cell in current.cells)
     options.show(f"before: {one.digest}, set {one.set_at} from {one.origin}" for one in reversed(before))
+
+
+@click.command()
+@click.argument("matrix")
+@options.where
+def noise(matrix: str, results: Path, home: Path | None) -> int:
+    """Measure the references of MATRIX again under other orders, batches and launches: what changes by itself."""
+    from harness import matrix as matrices
+    from harness.noise import aa_matrix
+    from harness.running import run_matrix
+
+    code, folder = run_matrix(aa_matrix(matrices.load(matrix)), results=results, home=home)
+    click.echo(f"pin it with a baseline: harness baseline set NAME RECORDS --noise {folder}")
+    return code
+
+
+@click.command()
+@click.argument("matrix")
+@policy_option
+@click.option("--baseline", "name", default=None, help="Name of the baseline.  [default: that of the matrix]")
+@strict_option
+@options.where
+@click.option("--out", type=FOLDER, default="reports/nightly", show_default=True, help="Folder of the reports.")
+def nightly(matrix: str, policy: str, name: str | None, **where: Any) -> int:
+    """Run MATRIX anew, judge it against its baseline, time it by turns, report; one exit code (see gate).
+
+    A night that was killed goes on where it stopped. Without a baseline everything is measured and the exit code is 4.
+    """
+    from harness import gating
+    from harness import nightly as nights
+    from harness.cache import home as default_home
+    from harness.gate.terminal import decision_view
+
+    results, strict = where["results"], where["strict"]
+    with options.display() as display:
+        places = nights.Places(results, where["home"] or default_home(), where["out"], display)
+        night = nights.start(matrix, gating.load_policy(policy), name, places, strict=strict)
+    if night.decision is None:
+        click.echo("there is no baseline to judge by; if this night is good, make it one:")
+        click.echo(f"    harness baseline set {night.baseline} {night.folder} --results {results}")
+    else:
+        options.console().print(decision_view(night.decision))
+        for_github(night.decision)
+    options.show(f"wrote {file}" for file in night.files)
+    return night.exit_code

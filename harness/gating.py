@@ -137,6 +137,11 @@ def write(decision: Decision, out: Path) -> list[Path]:
     return _written(texts, out)
 
 
+def write_decision(decision: Decision, folder: Path) -> None:
+    """Writes the JSON alone, beside the records it is about. Raises StoreError."""
+    _written({"decision.json": decision_json(decision)}, folder)
+
+
 def _written(texts: Mapping[str, str], out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The Protocols a plug-in implements: five kinds, one or two methods each.
+"""The Protocols a plug-in implements: seven kinds, one or two methods each.
 
 A plug-in is a final frozen dataclass whose fields are its arguments. Constructors validate and store: they never load,
 download, seed or import anything heavy, because the plan builds every plug-in of a matrix before the first cell runs.
@@ -292,3 +292,32 @@ class Reporter(Plugin, Protocol):
 
     def render(self, results: Results, out: Path) -> Iterable[Path]:
         """Writes into the folder `out` and gives the files written."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A record made from a foreign log, and its rows in the order of the log."""
+
+    record: Record
+    rows: tuple[Observation, ...]
+
+
+class Importer(Plugin, Protocol):
+    """Reads one foreign format.
+
+    It says only what the log says: weights that nobody hashed have no digest, a machine that nobody described has no
+    facts, and a number that is not in the log is absent.
+    """
+
+    def recognizes(self, file: Path) -> bool:
+        """True when the file or folder looks like this format; reads its beginning at most."""
+
+    def read(self, file: Path) -> Iterator[Imported]:
+        """Yields what the file or folder holds, oldest first. Raises SourceError with file and line."""
+
+
+class Exporter(Plugin, Protocol):
+    """Writes one foreign format. Pure: the same bytes for the same records."""
+
+    def write(self, results: Results, out: Path) -> list[Path]:
+        """Writes into the folder `out` and gives the files written; none where no record has such numbers."""

@@ -5,15 +5,17 @@
 From any matrix it keeps the references and drops every compression. Varied are
 - the order in which items are asked, and with it what shares a batch, where an evaluation takes an `order_seed`; only
   those evaluations are run again in another order;
-- how many requests share a batch, where a runtime takes `batch_tokens`, `max_batch_tokens` or `sequences`: each is
-  halved, all together. That is concurrency as runtimes offer it: an engine that runs requests together runs half;
-- the seed, and with it the process, if more than one `launches` is asked for. A greedy task gives the same answers to
+- how many requests share a batch, where a runtime takes `batch_tokens`, `max_batch_tokens` or `sequences`: an eighth of
+  each, all together, which is concurrency as runtimes offer it;
+- the seed, if more than one of `launches` is asked for. A greedy task gives the same answers to
   every seed, so that is how speed is measured again, and pure repetition for answers.
 
 Not varied are types, kernels, threads and the machine. Runtimes of the matrix are compared with each other by what they
 are: no cell is added for it. Suites keep their names, so exclusions and policies fit them as before; cells differ in
-their arguments and so in their identity. Every variation multiplies the cells: a reference, a runtime and a suite make
-six (three orders, two batches).
+their arguments and so in their identity. What fits into an eighth of a batch, and a task of no more documents than are
+asked at once (32), share batches as before and show less noise than larger ones. Every variation multiplies the cells:
+a reference, a runtime and a suite make six (three orders, two batches). With a seed other than 0 conversions are built
+anew.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from harness.matrix import Matrix
 from harness.spec import Pipeline, Suite, Use
 
 ORDERS = (1, 2)
+SHRINK = 8
+"""Half a batch would still hold all of a small suite, and nothing would be rounded otherwise."""
 
 
 def aa_matrix(matrix: Matrix, *, orders: tuple[int, ...] = ORDERS, launches: int = 1) -> Matrix:
@@ -56,12 +60,14 @@ def aa_matrix(matrix: Matrix, *, orders: tuple[int, ...] = ORDERS, launches: int
 
 
 def _batchings(runtime: Use) -> Iterator[Use]:
-    """Yields a runtime as it is, and with half of what it may run together if it says how much that is."""
+    """Yields a runtime as it is, and with an eighth of what it may run together if it says how much that is."""
     yield runtime
     given = {field.name: field.default for field in fields(plugins.load("runtimes", runtime.use))} | runtime.args
     sizes = {name: value for name in sorted(BATCHING) if isinstance(value := given.get(name), int) and value > 1}
     if sizes:
-        yield Use(use=runtime.use, args={**runtime.args, **{name: value // 2 for name, value in sizes.items()}})
+        yield Use(
+            use=runtime.use, args={**runtime.args, **{name: max(1, value // SHRINK) for name, value in sizes.items()}}
+        )
 
 
 def _orders(suite: Suite, orders: tuple[int, ...]) -> Iterator[Suite]:

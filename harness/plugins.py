@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, util
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from harness.errors import PluginNotFound, SpecError, closest
 from harness.interfaces import Evaluation, Plugin, Reporter, Runtime, Source, Stage
 from harness.spec import Model, Need, Use
 
-Kind = Literal["sources", "stages", "runtimes", "evaluations", "reporters"]
-KINDS: tuple[Kind, ...] = ("sources", "stages", "runtimes", "evaluations", "reporters")
+Kind = Literal["sources", "stages", "runtimes", "evaluations", "reporters", "importers", "exporters"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @cache

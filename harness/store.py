@@ -46,7 +46,7 @@ class Store:
     def attempt(self, cell: Cell) -> Iterator[Path]:
         """Gives a locked folder to run a cell in; `put` completes it. Raises StoreError when the disk refuses."""
         with _disk_errors(self.root):
-            folder = self._folder(cell) / f"attempt-{len(self._attempts(cell)) + 1:04d}.partial"
+            folder = self._folder(cell) / f"attempt-{len(self.attempts(cell)) + 1:04d}.partial"
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / LOCK).open("w")
         with lock:
@@ -87,7 +87,7 @@ class Store:
 
     def latest(self, cell: Cell) -> Record | None:
         """Gives the newest record of a cell, or None."""
-        attempts = self._attempts(cell)
+        attempts = self.attempts(cell)
         return self.read(attempts[-1]) if attempts else None
 
     def done(self, cell: Cell, versions: Mapping[str, str], artifacts: Mapping[str, str]) -> bool:
@@ -115,16 +115,17 @@ class Store:
 
     def observations(self, record: Record) -> Sequence[Observation]:
         """Gives the rows of a cell's latest attempt, in the order they were seen."""
-        attempts = self._attempts(record.cell)
+        attempts = self.attempts(record.cell)
         return read_rows(attempts[-1]) if attempts else []
+
+    def attempts(self, cell: Cell) -> list[Path]:
+        """Gives the folders of a cell's finished attempts, oldest first."""
+        return _finished(self._folder(cell))
 
     def _folder(self, cell: Cell) -> Path:
         existing = sorted(self.root.glob(f"*--{cell.id}"))
         slug = "--".join((cell.model.family, cell.pipeline.name, cell.runtime.use))
         return existing[0] if existing else self.root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', slug)}--{cell.id}"
-
-    def _attempts(self, cell: Cell) -> list[Path]:
-        return _finished(self._folder(cell))
 
 
 def _finished(folder: Path) -> list[Path]:
@@ -185,7 +186,8 @@ def _rows_to_parquet(partial: Path) -> None:
 def _lines(file: Path) -> list[str]:
     """Gives the complete lines of a file of JSON lines; a child that was killed may have left half a line."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [line for line in text.splitlines() if line.endswith("}")]
+    # Not splitlines: an answer may hold characters that count as line ends and that JSON leaves as they are.
+    return [line for line in text.split("\n") if line.endswith("}")]
 
 
 def _write_aside(file: Path, text: str) -> None:

@@ -344,6 +344,8 @@ def check_plugin(kind: plugins.Kind, plugin: type) -> None:
         "runtimes": ("capabilities", "devices", "formats", "open"),
         "evaluations": ("requires", "needs", "observe", "summarize"),
         "reporters": ("render",),
+        "importers": ("recognizes", "read"),
+        "exporters": ("write",),
     }[kind]
     absent = object()
     names = ("version", "requirements", "extra", *declared)

@@ -123,6 +123,8 @@ class _Building:
 
     def _artifact(self, cache: Cache, key: str) -> Artifact:
         self.reading = key
+        if cache.get(key) is not None:
+            cache.verify(key)
         found = cache.get(key)
         if found is None:
             raise CorruptArtifact(f"artifact {key} is gone from the cache")

@@ -22,6 +22,15 @@ FROZEN = {
     "list": set(),
     "explain": {"name"},
     "doctor": {"--results", "--home"},
+    "import": {"files", "--format", "--results"},
+    "export": {"form", "records", "--out"},
+    "compare": {"a", "b", "--policy", "--out"},
+    "gate": {"--policy", "--baseline", "--records", "--results", "--out", "--strict"},
+    "baseline set": {"name", "records", "--noise", "--results"},
+    "baseline list": {"--results"},
+    "baseline show": {"name", "--results"},
+    "noise": {"matrix", "--results", "--home"},
+    "nightly": {"matrix", "--policy", "--baseline", "--strict", "--results", "--home", "--out"},
     "env create": {"name", "--home"},
     "env list": {"--home"},
 }
@@ -45,7 +54,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
     found: dict[str, click.Command] = {}
     for name, command in group.commands.items():
-        found |= commands(command, f"{name} ") if isinstance(command, click.Group) else {prefix + name: command}
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{name} ")
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            found[prefix + name] = command
     return found
 
 

@@ -37,14 +37,14 @@ def test_only_references_without_compression_are_measured_again() -> None:
     assert {cell.pipeline.name for cell in cells} == {"plain"}
 
 
-def test_batches_are_halved_together_and_orders_drawn_with_every_other_argument_kept() -> None:
+def test_batches_are_made_smaller_together_and_orders_drawn_with_every_other_argument_kept() -> None:
     made = aa_matrix(given(), orders=(7,))
     assert made.runtimes == (
         Use(use="transformers"),
-        Use(use="transformers", args={"max_batch_tokens": 2048}),
+        Use(use="transformers", args={"max_batch_tokens": 512}),
         LLAMA,
-        # Half of 5 is 2, of llama.cpp's 512 tokens 256.
-        Use(use="llama_cpp", args={"sequences": 2, "batch_tokens": 256}),
+        # An eighth of 5 is none, and one has to run; of llama.cpp's 512 tokens it is 64.
+        Use(use="llama_cpp", args={"sequences": 1, "batch_tokens": 64}),
     )
     assert [suite.evaluations for suite in made.suites] == [
         (TASK, PROBE),

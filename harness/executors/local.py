@@ -8,12 +8,14 @@ cell had and stops.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import final
+
+from pydantic import JsonValue
 
 from harness.cache import Cache
 from harness.display import Display
@@ -40,7 +42,7 @@ class Local:
         for item in plan.with_status("refused"):
             if record := self._refuse(item):
                 yield record
-        run = _Run(plan, self.cache, self.store, self.display)
+        run = Run(plan, self.cache, self.store, self.display)
         items = plan.with_status("run")
         for number, item in enumerate(items, start=1):
             self.display.begin(str(item.cell), number, len(items))
@@ -61,7 +63,7 @@ class Local:
 
 
 @dataclass
-class _Run:
+class Run:
     """One pass over a plan; remembers the builds that failed."""
 
     plan: Plan
@@ -70,8 +72,8 @@ class _Run:
     display: Display
     failed: dict[str, Answer] = field(default_factory=dict)
 
-    def cell(self, item: Item) -> Record:
-        """Builds, measures and stores one cell."""
+    def cell(self, item: Item, *, facts: Mapping[str, JsonValue] | None = None) -> Record:
+        """Builds, measures and stores one cell; `facts` join what its record says about the machine."""
         started, at = perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
         with self.store.attempt(item.cell) as folder:
             try:
@@ -81,7 +83,8 @@ class _Run:
                 self.store.put(self._record(item, Answer(outcome=Outcome.FAILED, error=failure), at), folder)
                 raise
             seconds = {**answer.seconds, "total": perf_counter() - started}
-            record = self._record(item, answer.model_copy(update={"seconds": seconds}), at)
+            told = {"seconds": seconds, "machine": {**answer.machine, **(facts or {})}}
+            record = self._record(item, answer.model_copy(update=told), at)
             self.store.put(record, folder)
         return record
 
@@ -95,11 +98,22 @@ class _Run:
             answer = self._once(item, folder)
         return answer
 
-    def _once(self, item: Item, folder: Path) -> Answer:
-        for build in self.plan.builds_for(item):
+    def build(self, item: Item, folder: Path) -> Answer:
+        """Builds what a cell stands on and is not cached; `folder` gets the log.
+
+        An artifact that the plan does not make, as one that was pinned by an earlier plan, is left to the cache.
+        """
+        planned = item if item.artifact in self.plan.builds else replace(item, artifact=None)
+        for build in self.plan.builds_for(planned):
             answer = self._build(build, item, folder)
             if answer.outcome is not Outcome.OK:
                 return answer
+        return Answer(outcome=Outcome.OK)
+
+    def _once(self, item: Item, folder: Path) -> Answer:
+        built = self.build(item, folder)
+        if built.outcome is not Outcome.OK:
+            return built
         assert item.artifact is not None
         assert item.environment is not None
         job = MeasureJob(

@@ -9,7 +9,7 @@ Fleming, over items in one fixed random order or in the parts that were run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness.gate.measured import Measured
@@ -144,27 +144,9 @@ class Accuracy:
     def _looked(self, asked: Sequence[Asked]) -> Looked:
         """Tests at each look that the items allow, and stops at the first that accepts."""
         looks = self._looks(asked)
-        accepts: list[float] = []
-        breaches: list[float] = []
-        taken: Looked | None = None
-        for look in self._taken(asked, looks):
-            seen = [_at(one, look, looks) for one in asked]
-            if not all(one.paired.names for one in seen):
-                accepts.append(1.0)
-                breaches.append(1.0)
-                continue
-            test = self._test(seen)
-            if test.p_accept is None or test.p_breach is None:
-                return Looked(test, look, None, None)
-            exact = test.p_harm if test.p_harm is not None else 0.0
-            accepts.append(test.p_accept)
-            breaches.append(max(test.p_breach, exact))
-            p_accept, p_breach = (overall_p(values, looks=looks) for values in (accepts, breaches))
-            taken = Looked(test, look, p_accept, p_breach)
-            if p_accept <= self.policy.alpha.accept:
-                break
-        assert taken is not None
-        return taken
+        seen = ([_at(one, look, looks) for one in asked] for look in self._taken(asked, looks))
+        tests = (self._test(each) if all(one.paired.names for one in each) else None for each in seen)
+        return looked(tests, looks=looks, accept=self.policy.alpha.accept)
 
     @staticmethod
     def _taken(asked: Sequence[Asked], looks: int) -> Iterator[int]:
@@ -180,6 +162,32 @@ class Accuracy:
             scale=self.rule.scale,
             clusters=[one.paired.clusters for one in usable],
         )
+
+
+def looked(tests: Iterable[LossTest | None], *, looks: int, accept: float) -> Looked:
+    """Puts the tests of the looks together in the order they are taken, up to the first that accepts.
+
+    None is a look at which a task had no items yet.
+    """
+    accepts: list[float] = []
+    breaches: list[float] = []
+    taken: Looked | None = None
+    for look, test in enumerate(tests, start=1):
+        if test is None:
+            accepts.append(1.0)
+            breaches.append(1.0)
+            continue
+        if test.p_accept is None or test.p_breach is None:
+            return Looked(test, look, None, None)
+        exact = test.p_harm if test.p_harm is not None else 0.0
+        accepts.append(test.p_accept)
+        breaches.append(max(test.p_breach, exact))
+        p_accept, p_breach = (overall_p(values, looks=looks) for values in (accepts, breaches))
+        taken = Looked(test, look, p_accept, p_breach)
+        if p_accept <= accept:
+            break
+    assert taken is not None
+    return taken
 
 
 def _at(asked: Asked, look: int, looks: int) -> Asked:

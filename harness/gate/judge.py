@@ -17,14 +17,15 @@ from harness.gate.matching import Match, match
 from harness.gate.measured import Key, Measured
 from harness.gate.noise import NoiseFloor
 from harness.gate.policy import Policy, SuiteRule
-from harness.gate.preflight import machine_mismatches, preflight
+from harness.gate.preflight import SERVED_AGAIN, machine_mismatches, preflight
 from harness.gate.speed import Speeds, speed_trials
-from harness.gate.trial import Trial
+from harness.gate.trial import Trial, corrected
 from harness.gate.verdict import POOLED, Finding, Kind, Mismatch, Place, SuiteVerdict, Verdict, worst
 from harness.statistics.items import pair
-from harness.statistics.multiplicity import holm
 
 KINDS: tuple[Kind, ...] = ("fidelity", "accuracy", "speed", "memory", "size")
+FAILING = (Verdict.REGRESSED, Verdict.MISSING)
+"""What a critical task may not be, even where all tasks together are fine."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,10 @@ def judge_matches(matches: Iterable[Match], policy: Policy, *, evidence: Evidenc
     known, mismatches = evidence or Evidence(), list[Mismatch]()
     benches = [bench for matched in matches for bench in _benches(matched, policy, (known, mismatches))]
     trials = [trial for bench in benches for trial in (*bench.trials, *([bench.pooled] if bench.pooled else []))]
-    tested = [trial for trial in trials if trial.p_breach is not None]
-    adjusted = dict(zip(map(id, tested), holm([trial.p_breach or 0.0 for trial in tested]), strict=True))
+    tests = sum(trial.p_breach is not None for trial in trials)
     decided = {
-        id(trial): trial.decided(adjusted=adjusted.get(id(trial)), tests=len(tested), alpha=policy.alpha)
-        for trial in trials
+        id(trial): trial.decided(adjusted=adjusted, tests=tests, alpha=policy.alpha)
+        for trial, adjusted in zip(trials, corrected(trials), strict=True)
     }
     suites = tuple(bench.settled or _suite(bench, decided) for bench in benches)
     findings = tuple(decided.values())
@@ -187,17 +187,20 @@ def _suite(bench: _Bench, decided: Mapping[int, Finding]) -> SuiteVerdict:
     tasks = [decided[id(trial)] for trial in bench.trials]
     place, rule = _place(bench.match, bench.rule), bench.rule
     critical = [finding for finding in tasks if finding.critical]
-    if rule.kind != "accuracy":
-        found = worst(finding.verdict for finding in critical)
-        return SuiteVerdict(place=place, verdict=found, rule="any", reason=_first_reason(critical, found))
-    bad = [finding for finding in critical if finding.verdict in (Verdict.REGRESSED, Verdict.MISSING)]
     pooled = decided[id(bench.pooled)] if bench.pooled else None
-    if rule.rule == "every_critical" or pooled is None:
-        found = worst(finding.verdict for finding in critical)
-    else:
-        found = worst([pooled.verdict, *(finding.verdict for finding in bad)])
+    found = by_rule(rule, [finding.verdict for finding in critical], pooled.verdict if pooled else None)
+    if rule.kind != "accuracy":
+        return SuiteVerdict(place=place, verdict=found, rule="any", reason=_first_reason(critical, found))
+    bad = [finding for finding in critical if finding.verdict in FAILING]
     reason = _first_reason([*bad, *([pooled] if pooled else []), *critical], found)
     return SuiteVerdict(place=place, verdict=found, rule=rule.rule, finding=pooled, reason=reason)
+
+
+def by_rule(rule: SuiteRule, critical: Sequence[Verdict], pooled: Verdict | None) -> Verdict:
+    """Gives a suite's verdict from those of its critical numbers and of all its tasks together, where there is one."""
+    if rule.kind != "accuracy" or rule.rule == "every_critical" or pooled is None:
+        return worst(critical)
+    return worst([pooled, *(verdict for verdict in critical if verdict in FAILING)])
 
 
 def _first_reason(findings: Sequence[Finding], verdict: Verdict) -> str:
@@ -218,3 +221,5 @@ def _warnings(suites: Sequence[SuiteVerdict], mismatches: Sequence[Mismatch]) ->
     for one in mismatches:
         if one.field == "weights_digest":
             yield f"{one.label} / {one.suite}: candidate and reference ran the very same weights"
+        if one.field == "answers":
+            yield f"{one.label} / {one.suite}: answers are {SERVED_AGAIN}"

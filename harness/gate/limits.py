@@ -29,7 +29,7 @@ def fidelity_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) ->
     ours, theirs = _windows(candidate), _windows(baseline)
     for task, rows in ours.items():
         for limit in rule.limits:
-            if limit.metric in windows.SUMS and fnmatchcase(task[1], limit.task):
+            if windows.knows(rows, limit.metric) and fnmatchcase(task[1], limit.task):
                 yield _fidelity(_place(candidate, baseline, (*task, limit.metric)), limit, rows, theirs.get(task, []))
 
 

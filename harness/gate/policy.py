@@ -64,7 +64,8 @@ class SuiteRule(Value):
     `rule` says what the suite needs: `pooled` that the tasks together are non-inferior and no critical task regressed,
     `every_critical` that each critical task is non-inferior. `looks` cuts the items into that many equal parts in one
     fixed random order; after each the comparison may stop, with O'Brien-Fleming's bounds. A nightly run asks suites of
-    a lower `tier` first and spares a cell that regressed there the others.
+    a lower `tier` first and spares a cell that regressed there the others; for `speed` it times `blocks` blocks of four
+    launches, by turns with the baseline's.
     """
 
     suite: str = "*"
@@ -74,6 +75,7 @@ class SuiteRule(Value):
     rule: Literal["pooled", "every_critical"] = "pooled"
     critical: bool = True
     tier: int = Field(default=1, ge=1)
+    blocks: int = Field(default=5, ge=5)
     looks: int = Field(default=1, ge=1, le=20)
     tasks: tuple[TaskRule, ...] = ()
     limits: tuple[Limit, ...] = ()

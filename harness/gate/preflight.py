@@ -38,11 +38,13 @@ FIELDS = (
     "item_hash",
     "prompt_hash",
     "items",
+    "answers",
     "truncated_share",
     "unparsed_share",
     "machine.<fact>",
 )
 """What a policy's `allow_different` may name, by shell patterns."""
+SERVED_AGAIN = "identical to the last digit although the weights differ: a cache may have served them"
 SCORING = ("lm-eval", "datasets")
 """Libraries whose version decides what is asked and how it is judged."""
 
@@ -64,6 +66,7 @@ def preflight(candidate: Measured, baseline: Measured, policy: Policy) -> tuple[
         *_specification(candidate, baseline, policy),
         *_identity(candidate.identity, baseline.identity),
         *_same_weights(candidate, baseline),
+        *_same_answers(candidate, baseline),
         *_versions(candidate.records[0], baseline.records[0]),
         *_items(candidate, baseline),
         *_answers(candidate, baseline, policy),
@@ -152,6 +155,29 @@ def _same_weights(candidate: Measured, baseline: Measured) -> Iterator[Differenc
     was_compressed = candidate.cell.pipeline.stages and not baseline.cell.pipeline.stages
     if was_compressed and ours and theirs and ours.weights_digest == theirs.weights_digest:
         yield Difference("weights_digest", theirs.weights_digest[:16], "the very same weights", False)
+
+
+def _same_answers(candidate: Measured, baseline: Measured) -> Iterator[Difference]:
+    """Other weights give other margins in the last digits; where no digit moved, nobody asked the candidate."""
+    ours, theirs = candidate.identity, baseline.identity
+    if ours is None or theirs is None or ours.weights_digest == theirs.weights_digest:
+        return
+    mine, others = _margins(candidate), _margins(baseline)
+    # Right or wrong alone may well be alike on every item; numbers with digits are not.
+    if mine and mine == others:
+        remedy = "empty the cache between runtime and model, measure again, and see whether a digit moves"
+        yield Difference("answers", f"{len(others)} items", SERVED_AGAIN, False, remedy)
+
+
+def _margins(side: Measured) -> dict[tuple[str, str, str], dict[str, Scalar]]:
+    """Gives all values of the scored rows that hold a number with digits besides what guessing scores."""
+    return {
+        (row.evaluation, row.task, row.sample): row.values
+        for part in side.rows
+        for row in part
+        if "score" in row.values
+        and any(isinstance(told, float) and told % 1 for name, told in row.values.items() if name != "chance")
+    }
 
 
 def _versions(ours: Record, theirs: Record) -> Iterator[Difference]:

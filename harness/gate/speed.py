@@ -39,13 +39,19 @@ Timed = tuple[str, str, str]
 METHOD = "Student's t over interleaved blocks of launches"
 ALONE = "speed was not measured by turns with the baseline; harness nightly does that"
 
+SAME = "the very bytes of the baseline: on one runtime they have one speed"
+
 
 @dataclass(frozen=True)
 class Speeds:
-    """A cell's interleaved launches by what was timed, and what happened while they were measured."""
+    """A cell's interleaved launches by what was timed, and what happened while they were measured.
+
+    There are none where both sides are the `same_artifact`: bytes do not race against themselves.
+    """
 
     launches: Mapping[Timed, Sequence[Launch]]
     notes: tuple[str, ...] = ()
+    same_artifact: bool = False
 
 
 def speed_trials(
@@ -66,6 +72,9 @@ def speed_trials(
                 )
                 if candidate.is_emulated or baseline.is_emulated:
                     yield _open(place, limit, "unpacked weights have no speed of their own", Verdict.NOT_JUDGED)
+                    continue
+                if speeds and speeds.same_artifact:
+                    yield _open(place, limit, SAME, Verdict.NOT_JUDGED)
                     continue
                 found = speeds.launches.get((evaluation, task, name), ()) if speeds else ()
                 if not found or limit.margin is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.gate.policy import Alpha
 from harness.gate.verdict import Finding, Verdict
+from harness.statistics.multiplicity import holm
 from harness.statistics.noninferiority import MoreItems
 
 
@@ -26,15 +27,24 @@ class Trial:
     settled: Verdict | None = None
     plan: Callable[[float, float], MoreItems | None] | None = None
 
+    def verdict(self, *, adjusted: float | None, alpha: Alpha) -> Verdict:
+        """Gives what is proven; `adjusted` is the breach's p after the correction for all tests."""
+        if self.settled is not None:
+            return self.settled
+        if adjusted is not None and adjusted <= alpha.breach:
+            return Verdict.REGRESSED
+        if not self.can_accept:
+            return Verdict.NOT_JUDGED
+        accepted = self.p_accept is not None and self.p_accept <= alpha.accept
+        return Verdict.NON_INFERIOR if accepted else Verdict.INCONCLUSIVE
+
     def decided(self, *, adjusted: float | None, tests: int, alpha: Alpha) -> Finding:
         """Gives the finding its verdict; `adjusted` is the breach's p after the correction for all `tests`."""
+        verdict = self.verdict(adjusted=adjusted, alpha=alpha)
         if self.settled is not None:
-            return self.finding.model_copy(update={"verdict": self.settled})
-        breached = adjusted is not None and adjusted <= alpha.breach
-        accepted = self.can_accept and self.p_accept is not None and self.p_accept <= alpha.accept
-        still_open = Verdict.INCONCLUSIVE if self.can_accept else Verdict.NOT_JUDGED
-        verdict = Verdict.REGRESSED if breached else Verdict.NON_INFERIOR if accepted else still_open
-        more = self.plan(alpha.accept, alpha.breach / max(1, tests)) if self.plan and verdict is still_open else None
+            return self.finding.model_copy(update={"verdict": verdict})
+        still_open = verdict in (Verdict.INCONCLUSIVE, Verdict.NOT_JUDGED)
+        more = self.plan(alpha.accept, alpha.breach / max(1, tests)) if self.plan and still_open else None
         told = {
             "verdict": verdict,
             "p_adjusted": adjusted,
@@ -44,3 +54,9 @@ class Trial:
             "towards": more.towards if more else None,
         }
         return self.finding.model_copy(update=told)
+
+
+def corrected(trials: Sequence[Trial]) -> list[float | None]:
+    """Gives each trial's p against a breach after Holm's correction for all of them; None where nothing is tested."""
+    adjusted = iter(holm([trial.p_breach for trial in trials if trial.p_breach is not None]))
+    return [None if trial.p_breach is None else next(adjusted) for trial in trials]

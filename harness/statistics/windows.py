@@ -35,9 +35,28 @@ SUMS: Mapping[str, tuple[Callable[[Values], float], str]] = {
 """What is summed over a window, and what it is divided by."""
 
 
+COLUMNS: Mapping[str, frozenset[str]] = {
+    "nll": frozenset({"nll", "tokens"}),
+    "nll_reference": frozenset({"nll_ref", "tokens"}),
+    "ln_perplexity_ratio": frozenset({"nll", "nll_ref", "tokens"}),
+    "bits_per_byte": frozenset({"nll", "bytes"}),
+    "kl_mean": frozenset({"kl_mean", "tokens"}),
+    "top1_agreement": frozenset({"top1_same", "tokens"}),
+    "flips_right_to_wrong": frozenset({"right_to_wrong", "tokens"}),
+    "flips_wrong_to_right": frozenset({"wrong_to_right", "tokens"}),
+}
+"""The columns that each of `SUMS` is made of."""
+
+
 def is_window(row: Observation) -> bool:
     """True for a row about a window of text, which is what `mean` can read."""
     return {"tokens", "nll", "nll_ref", "kl_mean"} <= row.values.keys()
+
+
+def knows(windows: Sequence[Observation], name: str) -> bool:
+    """True when every window has what one of `SUMS` is made of; logs of other tools may lack some."""
+    columns = COLUMNS.get(name)
+    return columns is not None and all(columns <= row.values.keys() for row in windows)
 
 
 def sums(windows: Sequence[Observation], name: str) -> tuple[list[float], list[float]]:

@@ -13,6 +13,8 @@ HEADINGS = {
     "runtimes": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
     "evaluations": ("Measures:", "Needs:", "Why:", "Known:", "Source:"),
     "reporters": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
+    "importers": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
+    "exporters": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
 }
 OURS = [
     (kind, name)

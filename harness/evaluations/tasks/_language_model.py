@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -22,6 +23,14 @@ from harness.interfaces import GenerateRequest, Scored, ScoreRequest, Session
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's own, for tasks that name no limit
 UNDERSTOOD = frozenset({"do_sample", "temperature", "until", "max_gen_toks"})
+
+
+@dataclass(frozen=True)
+class Written:
+    """A generated text; it was cut when it was still going on at the token limit."""
+
+    text: str
+    was_cut: bool
 
 
 class SessionLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
@@ -92,15 +101,18 @@ class SessionLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return [make_disjoint_window(window) for window in rolling]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        return [written.text for written in self.write(requests)]
+
+    def write(self, requests: Sequence[Instance]) -> list[Written]:
+        """Answers requests by generation, in the order given."""
         asked = [self._generation(*request.args) for request in requests]
-        texts: dict[int, str] = {}
+        ended: dict[int, Written] = {}
         for token in self._session.generate(asked):
             if token.text is not None:
-                texts[token.request] = token.text
-        return [
-            postprocess_generated_text(texts[number], stop=list(request.stop), think_end_token=None)
-            for number, request in enumerate(asked)
-        ]
+                stop = list(asked[token.request].stop)
+                text = postprocess_generated_text(token.text, stop=stop, think_end_token=None)
+                ended[token.request] = Written(text, token.finish == "length")
+        return [ended[number] for number in range(len(asked))]
 
     def _generation(self, prompt: str, asked: dict[str, Any]) -> GenerateRequest:
         options: dict[str, Any] = dict(normalize_gen_kwargs(asked, DEFAULT_MAX_TOKENS))

@@ -1,9 +1,12 @@
 """What is kept of one document: who it is, what was asked and answered, and every metric the task gave it.
 
-An item is named by its own `id` if it is one of ours, else by the hash of its content, so that the same question has
-the same name in every run. Metrics that lm-eval averages are kept as numbers under lm-eval's names (`acc`,
-`exact_match,strict-match`). One that is a function of the whole corpus is kept as what it is computed from: `logprob`,
-`bytes` and `words` of a text, or the document's part under `name:aggregation`.
+Metrics that lm-eval averages are kept as numbers under lm-eval's names (`acc`, `exact_match,strict-match`). One that is
+a function of the whole corpus is kept as what it is computed from: `logprob`, `bytes` and `words` of a text, or the
+document's part under `name:aggregation`.
+
+A written answer also says whether it was `truncated`, still going on at the token limit, and `unparsed`, holding
+nothing that could be read: both count as wrong, and neither says that the model did not know. They are absent where
+nobody looks: choices are not written, and few filters search an answer.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import SpecError
+from harness.evaluations.tasks import offline
+from harness.evaluations.tasks._documents import Document, content_hash
 from harness.record import Observation, Scalar
 
 if TYPE_CHECKING:
@@ -25,17 +29,26 @@ if TYPE_CHECKING:
 ROLLING = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
 AVERAGED = frozenset({"mean", "nanmean"})
 RESPONSE_CHARACTERS = 200
+CLUSTER_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A document with its answered requests and, by filter, the metrics the task gave it."""
+    """A document with its answered requests and, by filter, the metrics the task gave it.
+
+    `truncated` says of written answers whether one of them was cut at the token limit.
+    """
 
     evaluation: LmEval
     name: str
     task: Any
-    requests: Sequence[Any]
+    document: Document
     metrics: Mapping[str, Mapping[str, Any]]
+    truncated: bool | None = None
+
+    @property
+    def requests(self) -> Sequence[Any]:
+        return self.document.requests
 
     @property
     def is_part_of_group(self) -> bool:
@@ -43,27 +56,30 @@ class Judged:
         return self.name != self.evaluation.task
 
 
-def row(judged: Judged, *, seen: Counter[str]) -> Observation:
-    """Gives the document's row. `seen` counts the names given, so that the second of two equal documents is `…-2`."""
+def row(judged: Judged) -> Observation:
+    """Gives the document's row."""
     from harness.evaluations.tasks.lm_eval import NAME
 
     document = judged.requests[0].doc
-    item_hash = content_hash(document)
-    sample = str(document["id"]) if judged.evaluation.is_offline else item_hash
-    if judged.is_part_of_group:
-        sample = f"{judged.name}/{sample}"
-    seen[sample] += 1
-    if seen[sample] > 1:
-        sample = f"{sample}-{seen[sample]}"
-    values = {**_measured(judged), **_facts(judged, document), "item_hash": item_hash}
+    values = {**_measured(judged), **_facts(judged, document), "item_hash": content_hash(document)}
     kept: dict[str, Scalar] = {key: value for key, value in values.items() if value is not None}
-    return Observation(evaluation=NAME, task=judged.evaluation.task, sample=sample, values=kept)
+    return Observation(evaluation=NAME, task=judged.evaluation.task, sample=judged.document.sample, values=kept)
 
 
-def content_hash(plain: object) -> str:
-    """Gives 12 hexadecimal digits of the SHA-256 of canonical JSON."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def cluster_of(document: Any, field: str) -> str | None:
+    """Gives what a document has in a field, by hash if that is long, or None where it is empty.
+
+    Raises SpecError when there is no such field.
+    """
+    fields = document if isinstance(document, Mapping) else {}
+    if field not in fields:
+        remedy = "name a field of the documents that related items share, or leave `cluster` out"
+        raise SpecError("the documents have no such field", key="cluster", found=field, allowed=fields, remedy=remedy)
+    value = fields[field]
+    if value is None or value == "":
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= CLUSTER_CHARACTERS else content_hash(text)
 
 
 def _measured(judged: Judged) -> dict[str, Scalar]:
@@ -84,8 +100,9 @@ def _measured(judged: Judged) -> dict[str, Scalar]:
     if judged.evaluation.metric and primary not in values:
         raise SpecError("the task gives no such metric", key="metric", found=primary, allowed=values)
     score = values[primary] if primary else None
-    if isinstance(score, float) and 0 <= score <= 1 and primary not in lower:
+    if primary and isinstance(score, float) and 0 <= score <= 1 and primary not in lower:
         values["score"] = score
+        values["unparsed"] = _unparsed(judged, primary)
     if lower:
         values["lower_is_better"] = " ".join(lower)
     return values
@@ -118,8 +135,38 @@ def _facts(judged: Judged, document: Any) -> dict[str, Scalar]:
         answered["category"] = judged.name
     elif judged.evaluation.is_offline:
         answered.update({key: document[key] for key in ("category", "chance") if key in document})
+    if judged.evaluation.cluster is not None:
+        cluster = cluster_of(document, judged.evaluation.cluster)
+        # Two tasks of a group may number their passages alike.
+        answered["cluster"] = f"{judged.name}/{cluster}" if cluster and judged.is_part_of_group else cluster
     prompt = judged.requests[0].args[0]
     return {**answered, "prompt_hash": hashlib.sha256(str(prompt).encode()).hexdigest()[:12]}
+
+
+def _unparsed(judged: Judged, primary: str) -> bool | None:
+    """True when the answer that was scored is what a filter gives where it finds none; None where none searches."""
+    if judged.truncated is None:
+        return None
+    filter_name = primary.partition(":")[0].partition(",")[2] or "none"
+    answer = judged.requests[0].filtered_resps[filter_name]
+    ours = offline.TASKS.get(judged.name)
+    if ours is not None:
+        return None if ours.is_answer is None else not ours.is_answer(str(answer))
+    fallbacks = list(_fallbacks(judged.task, filter_name))
+    if not fallbacks:
+        return None
+    answers = answer if isinstance(answer, (list, tuple)) else [answer]
+    return any(answer == one or all(each == one for each in answers) for one in fallbacks)
+
+
+def _fallbacks(task: Any, filter_name: str) -> Iterator[Any]:
+    """Yields what the searching steps of a filter give where they find nothing."""
+    from lm_eval.filters.extraction import POSFilter, RegexFilter
+
+    for ensemble in task._filters:
+        if ensemble.name == filter_name:
+            steps = (make() for make in ensemble.filters)
+            yield from (step.fallback for step in steps if isinstance(step, (RegexFilter, POSFilter)))
 
 
 def _choice(judged: Judged, document: Any) -> dict[str, Scalar]:
@@ -147,4 +194,5 @@ def _text(judged: Judged, document: Any) -> dict[str, Scalar]:
     return {
         "response": told[:RESPONSE_CHARACTERS] if told is not None else None,
         "target": str(target)[:RESPONSE_CHARACTERS],
+        "truncated": judged.truncated,
     }

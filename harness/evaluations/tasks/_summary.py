@@ -22,6 +22,7 @@ FACTS = frozenset(
     {
         *("score", "chance", "category", "prompt_hash", "item_hash", "response", "target"),
         *("target_logprob", "margin", "logprob", "bytes", "words", "lower_is_better"),
+        *("truncated", "unparsed", "cluster"),
     }
 )
 """What rows hold beside metrics."""
@@ -53,6 +54,7 @@ class _Summary:
             elif how != "custom":
                 yield self._corpus(name, how, [one.values[key] for one in self.rows if key in one.values])
         yield from self._text()
+        yield from self._shares()
 
     def _score(self, unknown: Sequence[str]) -> Iterator[Metric]:
         """Gives the primary metric, when every row has it."""
@@ -82,6 +84,12 @@ class _Summary:
             yield self._ratio("byte_perplexity", costs, sizes, math.exp)
         if len(words := column(self.rows, "words")) == len(costs):
             yield self._ratio("word_perplexity", costs, words, math.exp)
+
+    def _shares(self) -> Iterator[Metric]:
+        """Gives how many of the answers were cut or held nothing to read, of those where that is known."""
+        for name in ("truncated", "unparsed"):
+            if values := column(self.rows, name):
+                yield self._mean(f"{name}_share", values).model_copy(update={"higher_is_better": False})
 
     def _mean(self, name: str, values: Sequence[float]) -> Metric:
         made = self._made(name, value=math.fsum(values) / len(values), n=len(values), interval=mean_interval(values))

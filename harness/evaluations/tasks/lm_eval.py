@@ -34,7 +34,10 @@ class LmEval:
         The task's own metrics (`acc`, `acc_norm`, `exact_match`, `bits_per_byte`, ...) for every item. The metric named
         by `metric`, else the first one the task lists under its first filter, is the item's `score` if it is a mean of
         values in 0..1. Multiple choice also keeps `margin`, the log-probability of the right answer minus that of the
-        best wrong one: it moves long before an answer flips.
+        best wrong one: it moves long before an answer flips. Written answers keep whether they were `truncated` at the
+        token limit and, where a filter searches for the answer, whether none was found (`unparsed`); `truncated_share`
+        and `unparsed_share` count them. With `cluster`, a field of the documents (a passage's name, an article's
+        title), rows say which items hang together.
     Needs:
         A runtime that can score and generate; a chat template if `chat`; the hub for lm-eval's own tasks, or the small
         packages that an `offline_*` task names.
@@ -45,7 +48,11 @@ class LmEval:
         `chat` they become turns of the conversation. A text longer than the context is cut into windows one token
         shorter than lm-eval's Hugging Face backend makes them, because our `max_length` counts the last token too.
         Metrics that a task aggregates with a function of its own are named in a caveat and not summarized. A group
-        (`mmlu`) is averaged over its items, which is lm-eval's default for groups.
+        (`mmlu`) is averaged over its items, which is lm-eval's default for groups. `part: [k, K]` asks the k-th of K
+        random parts of the items (after `limit`; of a group, of each of its tasks), for comparisons that may stop
+        early. `order_seed` draws the order in which documents are asked, and so what shares a batch; prompts and names
+        stay the same, and 0 is the task's own order. An answer whose last token allowed ends the text by chance still
+        counts as truncated.
     Source:
         EleutherAI lm-evaluation-harness 0.4.13, `lm_eval/evaluator.py` and `lm_eval/models/huggingface.py`.
     """
@@ -55,6 +62,9 @@ class LmEval:
     num_fewshot: int | None = None
     chat: bool = False
     metric: str | None = None
+    cluster: str | None = None
+    part: Sequence[int] | None = None
+    order_seed: int = 0
 
     version: ClassVar[str] = "1"
     requirements: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
@@ -70,6 +80,10 @@ class LmEval:
             raise ValueError(f"limit is {self.limit}; allowed: a number of items from 1, or none for all")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ValueError(f"num_fewshot is {self.num_fewshot}; allowed: 0 or more, or none for the task's own")
+        if self.part is not None and not _is_part(self.part):
+            raise ValueError(f"part is {self.part}; allowed: [k, K], the k-th of K parts, or none for all items")
+        if self.order_seed < 0:
+            raise ValueError(f"order_seed is {self.order_seed}; allowed: 0 for the task's own order, or more")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -97,3 +111,7 @@ class LmEval:
 
     def summarize(self, observations: Sequence[Observation]) -> tuple[Metric, ...]:
         return summarize(NAME, self.task, observations)
+
+
+def _is_part(given: Sequence[int]) -> bool:
+    return len(given) == 2 and all(type(number) is int for number in given) and 1 <= given[0] <= given[1]

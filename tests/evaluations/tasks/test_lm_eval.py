@@ -1,6 +1,8 @@
 """What an evaluation of ours keeps of lm-eval's tasks: names, hashes, chance, and rows that come as they are made."""
 
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 
 from harness.errors import SpecError, Unsupported
 from harness.evaluations.tasks import _loading, offline
+from harness.evaluations.tasks._rows import cluster_of
 from harness.evaluations.tasks.lm_eval import LmEval
-from harness.interfaces import GenerateRequest, ScoreRequest
+from harness.interfaces import Finish, GenerateRequest, ScoreRequest, Token
 from harness.record import Observation
 from harness.spec import Need
 from harness.testing import VOCABULARY, FakeSession
@@ -105,6 +108,11 @@ def test_our_tasks_ask_for_their_data_and_lm_evals_for_none() -> None:
         ({"task": "offline_nothing"}, "offline_geography"),
         ({"task": "arc_easy", "limit": 0}, "from 1"),
         ({"task": "arc_easy", "num_fewshot": -1}, "0 or more"),
+        ({"task": "arc_easy", "part": [0, 5]}, r"\[k, K\]"),
+        ({"task": "arc_easy", "part": [6, 5]}, r"\[k, K\]"),
+        ({"task": "arc_easy", "part": [1]}, r"\[k, K\]"),
+        ({"task": "arc_easy", "part": [True, 2]}, r"\[k, K\]"),
+        ({"task": "arc_easy", "order_seed": -1}, "own order"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_what_is_allowed(arguments, told) -> None:
@@ -168,5 +176,144 @@ def test_a_group_is_one_task_whose_rows_name_their_part_and_every_filter(session
     assert rows[2].sample == f"{rows[1].sample}-2", "the same question asked twice keeps two names"
     assert {"exact_match,strict", "exact_match,anything", "score"} <= set(rows[0].values)
     names = [metric.name for metric in evaluation.summarize(rows)]
-    assert names == ["score", "exact_match,anything", "exact_match,strict"]
+    assert names == ["score", "exact_match,anything", "exact_match,strict", "truncated_share"]
     assert all(row.values["score"] == row.values["exact_match,strict"] for row in rows)
+
+
+class Teller:
+    """A session over characters that answers every prompt with the next of some texts, and then is asked for more."""
+
+    def __init__(self, session: FakeSession, *answers: tuple[str, Finish]) -> None:
+        self._characters, self._answers = session, itertools.cycle(answers)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._characters, name)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Token]:
+        # The last request ends first, as in a runtime that runs them together.
+        told = [next(self._answers) for _ in requests]
+        for number, (text, finish) in reversed(list(enumerate(told))):
+            yield Token(number, 1, finish, text)
+
+
+def shares(evaluation: LmEval, rows: list[Observation]) -> dict[str, float]:
+    return {one.name: one.value for one in evaluation.summarize(rows) if one.name.endswith("_share")}
+
+
+def test_a_row_says_whether_its_answer_was_cut_and_whether_it_held_one(session, tmp_path) -> None:
+    evaluation = LmEval(task="offline_arithmetic_write", limit=4)
+    told = Teller(session, (" 12", "stop"), (" twelve or", "length"), ("", "eos"), (" -3", "length"))
+    rows = observe(evaluation, told, tmp_path)
+    assert [row.values["truncated"] for row in rows] == [False, True, False, True]
+    assert [row.values["unparsed"] for row in rows] == [False, True, True, False]
+    # Two of four each.
+    assert shares(evaluation, rows) == {"truncated_share": 0.5, "unparsed_share": 0.5}
+    assert not any(one.higher_is_better for one in evaluation.summarize(rows) if one.name.endswith("_share"))
+    assert {one.unit for one in evaluation.summarize(rows)} == {"fraction"}
+
+
+def test_choices_and_texts_are_neither_cut_nor_unparsed(session, tmp_path) -> None:
+    for task in ("offline_arithmetic", "offline_text", "offline_next_word"):
+        rows = observe(LmEval(task=task, limit=2), session, tmp_path)
+        assert not any({"truncated", "unparsed", "cluster"} & row.values.keys() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "is_answer"),
+    [
+        ("lab_arithmetic", "12", True),
+        ("lab_arithmetic", "12 apples", False),
+        ("lab_lookup", "9", True),
+        ("lab_copy", "sun box", True),
+        ("lab_qa", "...", False),
+        ("lab_tools", "call: add(1,2)", True),
+        ("lab_tools", "call: no_such_thing", False),
+        ("lab_tools", "call: nothing(1)", True),
+        ("lab_tools", "add(1,2)", False),
+        ("offline_instructions", "  ", False),
+    ],
+)
+def test_our_own_tasks_know_what_an_answer_looks_like(task, answer, is_answer) -> None:
+    assert offline.TASKS[task].is_answer(answer) == is_answer
+
+
+def test_an_answer_that_lm_evals_filter_could_not_read_is_told_by_the_filter_behind_the_score(
+    session, tmp_path, monkeypatch
+) -> None:
+    index = own_index(tmp_path)
+    monkeypatch.setattr(_loading, "_index", lambda: index)
+    searched = "filter: [{function: regex, regex_pattern: '([0-9]+)'}, {function: take_first}]}"
+    file = tmp_path / "one.yaml"
+    text = file.read_text(encoding="utf-8").replace("filter: [{function: take_first}]}", searched, 1)
+    file.write_text(text, encoding="utf-8")
+    told = Teller(session, ("it is 7", "eos"), ("it is seven", "eos"), ("8", "length"))
+    rows = observe(LmEval(task="one"), told, tmp_path)
+    assert [row.values["unparsed"] for row in rows] == [False, True, False]
+    # Scored by the other filter, which takes any character, nothing is unreadable but an empty answer.
+    empty = Teller(session, ("x", "eos"), ("", "eos"), ("y", "eos"))
+    rows = observe(LmEval(task="one", metric="exact_match,anything"), empty, tmp_path)
+    assert [row.values["unparsed"] for row in rows] == [False, True, False]
+    # The tasks that no filter searches say nothing.
+    assert not any("unparsed" in row.values for row in observe(LmEval(task="two"), told, tmp_path))
+
+
+def test_items_that_share_a_field_are_one_cluster(session, tmp_path) -> None:
+    evaluation = LmEval(task="offline_functions", limit=4, cluster="category")
+    documents = offline.functions.items(artifacts(tmp_path))["test"][:4]
+    rows = observe(evaluation, session, tmp_path)
+    assert [row.values["cluster"] for row in rows] == [one["category"] for one in documents]
+
+
+def test_a_long_cluster_is_named_by_its_hash_and_an_empty_one_not_at_all() -> None:
+    long = "once upon a time there was a passage of more than forty characters"
+    assert cluster_of({"passage": "short"}, "passage") == "short"
+    assert cluster_of({"passage": long}, "passage") == cluster_of({"passage": long, "id": 2}, "passage") != long
+    assert len(cluster_of({"passage": long}, "passage")) == 12
+    assert cluster_of({"passage": ""}, "passage") is cluster_of({"passage": None}, "passage") is None
+    assert cluster_of({"page": [3, 4]}, "page") == "[3, 4]"
+
+
+def test_the_clusters_of_two_tasks_of_a_group_are_kept_apart(session, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(_loading, "_index", lambda: own_index(tmp_path))
+    rows = observe(LmEval(task="both", cluster="a"), session, tmp_path)
+    assert [row.values["cluster"] for row in rows] == ["one/x"] * 3 + ["two/x"] * 3
+
+
+def test_a_cluster_that_the_documents_do_not_name_is_refused_with_what_they_have(session, tmp_path) -> None:
+    with pytest.raises(SpecError, match=r"allowed: .*category.*question"):
+        observe(LmEval(task="offline_arithmetic", limit=2, cluster="passage"), session, tmp_path)
+
+
+def test_the_parts_of_a_task_are_the_whole_with_the_same_rows(session, tmp_path) -> None:
+    def of(**args: object) -> dict[str, Observation]:
+        return {
+            row.sample: row for row in observe(LmEval(task="offline_arithmetic", limit=20, **args), session, tmp_path)
+        }
+
+    whole, parts = of(), [of(part=[k, 3]) for k in (1, 2, 3)]
+    assert sorted(len(part) for part in parts) == [6, 7, 7]
+    assert sum(len(part) for part in parts) == len(whole)
+    assert {name: row for part in parts for name, row in part.items()} == whole
+
+
+def test_equal_documents_keep_their_names_in_parts_and_in_another_order(session, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(_loading, "_index", lambda: own_index(tmp_path))
+    whole = {row.sample for row in observe(LmEval(task="one"), session, tmp_path)}
+    parts = [observe(LmEval(task="one", part=[k, 3], order_seed=4), session, tmp_path) for k in (1, 2, 3)]
+    assert {row.sample for part in parts for row in part} == whole
+    assert [len(part) for part in parts] == [1, 1, 1]
+
+
+def test_a_part_without_documents_is_refused(session, tmp_path) -> None:
+    observe(LmEval(task="offline_arithmetic", limit=2, part=[1, 5]), session, tmp_path)
+    with pytest.raises(SpecError, match="up to 2 parts of 2 documents"):
+        observe(LmEval(task="offline_arithmetic", limit=2, part=[2, 5]), session, tmp_path)
+
+
+def test_another_order_asks_the_same_questions_in_another_order(session, tmp_path) -> None:
+    plain, other, again = (
+        observe(LmEval(task="offline_arithmetic", limit=50, order_seed=seed), session, tmp_path) for seed in (0, 1, 1)
+    )
+    assert [row.sample for row in plain] != [row.sample for row in other] == [row.sample for row in again]
+    # The fake model gives every request its own answer, whatever else is in the batch.
+    assert sorted(plain, key=lambda row: row.sample) == sorted(other, key=lambda row: row.sample)

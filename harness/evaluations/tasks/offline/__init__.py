@@ -36,6 +36,7 @@ PREFIXES = (PREFIX, "lab_")
 
 Items = list[dict[str, Any]]
 Judge = Callable[[dict[str, Any], list[Any]], dict[str, float]]
+Reads = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class OfflineTask:
     """A task of ours: its name, the artifacts its items come from, what makes them, and what judges an answer.
 
     `items` gives the splits `test` and, where there are examples to show, `fewshot`. Without `judge` lm-eval's own
-    metrics judge.
+    metrics judge. `is_answer` says of a written text whether it has the form of an answer, right or wrong.
     """
 
     name: str
     items: Callable[[Mapping[str, Artifact]], dict[str, Items]]
     needs: tuple[Need, ...] = ()
     judge: Judge | None = None
+    is_answer: Reads | None = None
 
     def config(self) -> dict[str, Any]:
         """Reads the task's YAML: lm-eval's task configuration, without the data."""
@@ -65,16 +67,16 @@ TASKS: Mapping[str, OfflineTask] = {
         OfflineTask("offline_functions", functions.items, (functions.NEED,)),
         OfflineTask("offline_reading", reading.items),
         OfflineTask("offline_arithmetic", arithmetic.choices),
-        OfflineTask("offline_arithmetic_write", arithmetic.sums),
-        OfflineTask("offline_instructions", instructions.items, judge=instructions.judge),
+        OfflineTask("offline_arithmetic_write", arithmetic.sums, is_answer=arithmetic.is_number),
+        OfflineTask("offline_instructions", instructions.items, judge=instructions.judge, is_answer=text.has_words),
         OfflineTask("offline_cloze", text.clozes, (text.NEED,)),
         OfflineTask("offline_next_word", text.next_words, (text.NEED,)),
         OfflineTask("offline_text", text.passages, (text.NEED,)),
-        OfflineTask("lab_arithmetic", lab.written("arithmetic")),
-        OfflineTask("lab_copy", lab.written("copy")),
-        OfflineTask("lab_lookup", lab.written("lookup")),
-        OfflineTask("lab_qa", lab.written("qa")),
-        OfflineTask("lab_tools", lab.written("tools")),
+        OfflineTask("lab_arithmetic", lab.written("arithmetic"), is_answer=arithmetic.is_number),
+        OfflineTask("lab_copy", lab.written("copy"), is_answer=text.has_words),
+        OfflineTask("lab_lookup", lab.written("lookup"), is_answer=arithmetic.is_number),
+        OfflineTask("lab_qa", lab.written("qa"), is_answer=text.has_words),
+        OfflineTask("lab_tools", lab.written("tools"), is_answer=lab.is_call),
         OfflineTask("lab_likelihood", lab.likelihoods),
     )
 }

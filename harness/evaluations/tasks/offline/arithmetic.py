@@ -7,6 +7,7 @@ operation and how many digits the numbers have. A written answer counts when it 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,15 @@ def sums(_: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]]]:
     """Gives the same sums to write: the chance of writing a number by guessing is taken as 0."""
     rng = random.Random(SEED)
     return _split([{**one, "answer": str(one["value"]), "chance": 0.0} for one in _drawn(rng)])
+
+
+def is_number(text: str) -> bool:
+    """True when a text is a whole number and nothing else.
+
+    >>> is_number(" -12 "), is_number("12 apples")
+    (True, False)
+    """
+    return re.fullmatch(r"-?[0-9]+", text.strip()) is not None
 
 
 def _split(found: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.interfaces import Artifact
 from harness.sources.lab.exercises import KINDS, Exercise, exercises
+from harness.sources.lab.tools import CALL, ERROR, respond
 
 SEED = 2026
 ITEMS = 200
@@ -43,6 +44,16 @@ def likelihoods(_: Mapping[str, Artifact]) -> dict[str, Items]:
             for kind, item in zip(KINDS, turn, strict=True)
         ]
     }
+
+
+def is_call(text: str) -> bool:
+    """True when a text is one call of the lab's dialect, whether such a tool exists or not.
+
+    >>> is_call("call: add(1,2)"), is_call("call: add 1 and 2")
+    (True, False)
+    """
+    call = text.strip()
+    return call.startswith(CALL) and respond(call.removeprefix(CALL)) != f"{ERROR}not a call"
 
 
 def _items(kind: str, count: int) -> Items:

@@ -46,6 +46,11 @@ def passages(artifacts: Mapping[str, Artifact]) -> dict[str, list[dict[str, Any]
     return {"test": [{"id": _name(text), "text": text} for one in documents[:ITEMS] for text in [one[:CHARACTERS]]]}
 
 
+def has_words(text: str) -> bool:
+    """True when a text has a letter or a digit: the least that any answer has."""
+    return any(map(str.isalnum, text))
+
+
 def _shuffled(artifacts: Mapping[str, Artifact], rng: random.Random) -> list[str]:
     documents = sorted(read_documents(artifacts[NEED.name], "heldout"))
     rng.shuffle(documents)
