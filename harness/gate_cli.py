@@ -88,6 +88,32 @@ def for_github(decision: Decision) -> None:
         gating.append_summary(decision, os.environ.get("GITHUB_STEP_SUMMARY"))
 
 
+@gate.command()
+@policy_option
+@click.option("--records", type=FOLDER, default=None, help="Records of `harness run gate`.  [default: shipped counts]")
+@click.option("--nights", type=click.IntRange(min=1), default=20_000, show_default=True, help="Nights to simulate.")
+@click.option("--out", type=FOLDER, default="reports/gate", show_default=True, help="Folder of the report.")
+@click.pass_context
+def selftest(context: click.Context, /, policy: str, records: Path | None, nights: int, out: Path) -> None:
+    """Test the gate itself: false alarms, and how often planted losses are found.
+
+    Exits with 1 when a goal was missed.
+    """
+    from harness import gating
+    from harness.gate.selftest import Simulated
+    from harness.gate.selftest_markdown import summary
+
+    def tell(one: Simulated) -> None:
+        click.echo(summary(one), err=True)
+
+    found = gating.selftest(gating.load_policy(policy), records=records, nights=nights, progress=tell)
+    options.show(f"missed: {name}" for name in found.missed)
+    for file in gating.write_selftest(found, out):
+        click.echo(f"wrote {file}")
+    click.echo(f"{found.cpu_s:.0f} s of processor time")
+    context.exit(1 if found.missed else 0)
+
+
 @click.group()
 def baseline() -> None:
     """Records that others are held against, pinned by digest."""

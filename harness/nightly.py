@@ -176,7 +176,8 @@ class Progressing:
             if rule is None or not timed or self.night.policy.against != "cell":
                 continue
             made = self._plan(Suite(name=f"{suite.name} by turns", version=suite.version, evaluations=timed))
-            for item in made.with_status("run"):
+            # A suite of speeds alone is done already, as one launch; by turns it is launched again.
+            for item in (*made.with_status("run"), *made.with_status("done")):
                 key = (*key_of(item.cell)[:4], suite.name, item.cell.seed)
                 if key in pinned and not pinned[key].failure and not pinned[key].is_emulated and self._is_alive(item):
                     found = self._by_turns(Arm(made, item), pinned[key], rule)

@@ -73,7 +73,9 @@ class Nights:
         if unfinished is not None:
             return unfinished
         now = _now()
-        folder = self.root / now.replace(":", "")[:15]
+        name = now.replace(":", "")[:17]
+        taken = len(list(self.root.glob(f"{name}*")))
+        folder = self.root / (f"{name}-{taken + 1}" if taken else name)
         folder.mkdir(parents=True)
         write(folder, Night(began_at=now))
         return folder

@@ -277,6 +277,7 @@ class FakeGreedy:
     items: int = 100
     seconds: float = 0.0
     fail: Fail | None = None
+    part: Sequence[int] | None = None
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -284,7 +285,8 @@ class FakeGreedy:
 
     def observe(self, session: Session, *, context: EvaluationContext) -> Iterator[Observation]:
         truth_VV = np.load(context.artifacts["reference"].path / "table.npy", allow_pickle=False)
-        for item in range(self.items):
+        index, parts = self.part or (1, 1)
+        for item in range(index - 1, self.items, parts):
             if item == self.items // 2:
                 break_now(self.fail)
             time.sleep(self.seconds / self.items)
