@@ -1,0 +1,1 @@
+"""Stages that damage a model on purpose, to test what should notice."""
