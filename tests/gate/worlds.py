@@ -10,7 +10,6 @@ from harness.record import Observation
 from harness.spec import Suite, Use
 from tests.reporters.world import TRANSFORMERS, FakeResults, answers, artifact, cell, identity, record
 
-STAGES = (Use(use="quantize.rtn", args={"bits": 4}),)
 Outcomes = tuple[int, int, int, int]
 """Both right, only the candidate, only the baseline, neither."""
 
@@ -46,7 +45,7 @@ def sided(
     rows: Sequence[Observation], *, pipeline: str = "q4", changes: Mapping[str, object] | None = None, **more: object
 ) -> Measured:
     """Gives one side with the given rows."""
-    stages = () if pipeline == "reference" else STAGES
+    stages = () if pipeline == "reference" else (Use(use=f"quantize.{pipeline}"),)
     given = {"identity": identity(4), "artifact": artifact(), **(changes or {})}
     made = record(cell(pipeline, TRANSFORMERS, stages=stages, **more), rows, **given)
     results = FakeResults()

@@ -83,6 +83,7 @@ def answers(task: str, scores: Sequence[float], *, chance: float | None = 0.25, 
 
 def score_metrics(rows: Sequence[Observation]) -> list[Metric]:
     found = []
+    rows = [row for row in rows if "score" in row.values]
     for task in sorted({row.task for row in rows}):
         scores = [float(row.values["score"]) for row in rows if row.task == task]
         found.append(metric("score", sum(scores) / len(scores), "tasks.lm_eval", task, n=len(scores)))
