@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -18,8 +18,14 @@ from harness.gate.markdown import comparison_markdown, decision_markdown
 from harness.gate.matching import nearest
 from harness.gate.measured import Measured, measured
 from harness.gate.noise import NoiseFloor, noise_floor
+from harness.gate.planted import selftest_from_records
 from harness.gate.policy import Policy
+from harness.gate.scenarios import NIGHTS, Setup
+from harness.gate.selftest import SelfTest, Simulated
+from harness.gate.selftest import selftest as run_selftest
+from harness.gate.selftest_markdown import selftest_markdown
 from harness.gate.side_by_side import compare as compare_cells
+from harness.gate.simulation import stored_tasks
 from harness.gate.verdict import CellComparison, Decision, SuiteVerdict, Verdict, exit_code, worst
 from harness.selection import select
 from harness.store import Store
@@ -111,6 +117,46 @@ def pin(name: str, records: Path, *, noise: Path | None, results: Path) -> basel
         )
     text = floor.model_dump_json(indent=1) if floor else None
     return baselines.pin(name, Store(records), results=results, noise=text)
+
+
+def selftest(
+    policy: Policy,
+    *,
+    records: Path | None = None,
+    nights: int = NIGHTS,
+    progress: Callable[[Simulated], None] = lambda _: None,
+) -> SelfTest:
+    """Tests the gate under a policy; see `gate.selftest`.
+
+    With `records` nights are drawn from what their first reference answered, and their other cells are judged against
+    it: by this policy where it is one against references, else by the shipped `release`. Raises SpecError, StoreError.
+    """
+    if records is None:
+        return run_selftest(policy, Setup(nights=nights), progress=progress)
+    store = Store(records)
+    references = [side for side in measured(store) if side.cell.is_reference and side.items]
+    if not references:
+        raise StoreError("no reference here has answered anything", file=records, remedy="harness run gate")
+    tasks, others = stored_tasks(references[0])
+    if not tasks:
+        raise StoreError("no task here can be simulated", file=records, found="; ".join(others))
+    found = run_selftest(policy, Setup(nights=nights, tasks=tuple(tasks)), progress=progress)
+    against = policy if policy.against == "reference" else load_policy("release")
+    told = (f"items of {references[0].label}", *(f"not simulated: {other}" for other in others))
+    return found.model_copy(
+        update={
+            "assumptions": (*told, *found.assumptions),
+            "records": tuple(selftest_from_records(store, against)),
+            "records_policy": against.name,
+        }
+    )
+
+
+def write_selftest(found: SelfTest, out: Path) -> list[Path]:
+    """Writes a self-test as Markdown and JSON. Raises StoreError."""
+    return _written(
+        {"selftest.md": selftest_markdown(found), "selftest.json": found.model_dump_json(indent=1) + "\n"}, out
+    )
 
 
 def write_comparisons(found: Sequence[CellComparison], out: Path) -> list[Path]:

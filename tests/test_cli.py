@@ -26,6 +26,7 @@ FROZEN = {
     "export": {"form", "records", "--out"},
     "compare": {"a", "b", "--policy", "--out"},
     "gate": {"--policy", "--baseline", "--records", "--results", "--out", "--strict"},
+    "gate selftest": {"--policy", "--records", "--nights", "--out"},
     "baseline set": {"name", "records", "--noise", "--results"},
     "baseline list": {"--results"},
     "baseline show": {"name", "--results"},

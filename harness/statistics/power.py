@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 from harness.statistics.contrasts import null_variance
-from harness.statistics.noninferiority import Line, Scale
 
 
 def required_items(
@@ -65,58 +64,6 @@ def items_to_breach(
     assert excess > 0
     assert tests >= 1
     return required_items(discordance, margin=excess, power=power, alpha=alpha / tests)
-
-
-def breach_power(shares: Sequence[float], *, n: int, margin: float, scale: Scale, alpha: float = 0.001) -> float:
-    """Gives the least chance that n right-or-wrong items show "the loss is above the margin", as a gate asks for it.
-
-    `shares` are those of items that both answer right, only the candidate, only the reference, neither. A gate wants
-    two proofs at one α: the score test at the margin (`score_power`) and McNemar's exact test that anything was lost.
-    Both come at least as often as their chances less one. A night's Holm never asks more of a number than α / tests.
-    """
-    values = [-value for value in Line.at(margin, scale).values]
-    return max(0.0, score_power(shares, values, n=n, alpha=alpha) + _exact_power(shares, n=n, alpha=alpha) - 1)
-
-
-def items_to_catch(
-    shares: Sequence[float], *, margin: float, scale: Scale, power: float = 0.8, alpha: float = 0.001
-) -> int:
-    """Gives the fewest right-or-wrong items with that `breach_power`.
-
-    More than `items_to_breach` names where few answers change: that takes the observed spread for the test's own.
-    Raises ValueError for a loss that is not above the margin, which no number of items shows to be.
-    """
-    line = Line.at(margin, scale).values
-    if math.fsum(share * value for share, value in zip(shares, line, strict=True)) >= 0:
-        raise ValueError("a loss within the margin cannot be shown to be above it: lower the margin or expect more")
-
-    def is_enough(n: int) -> bool:
-        return breach_power(shares, n=n, margin=margin, scale=scale, alpha=alpha) >= power
-
-    high = 16
-    while not is_enough(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
-
-
-def _exact_power(shares: Sequence[float], *, n: int, alpha: float) -> float:
-    """Gives the chance that McNemar's exact one-sided test shows a loss, over all numbers of changed items."""
-    import numpy as np
-    from scipy.stats import binom
-
-    _, won, lost, _ = shares
-    if lost <= 0:
-        return 0.0
-    changed_K = np.arange(n + 1)
-    weight_K = binom.pmf(changed_K, n, won + lost)
-    # The most wins with P(at most so many of K) <= α; -1 where not even none would do.
-    most_K = binom.ppf(alpha, changed_K, 0.5)
-    most_K = np.where(binom.cdf(most_K, changed_K, 0.5) > alpha, most_K - 1, most_K)
-    return float(weight_K @ binom.cdf(most_K, changed_K, won / (won + lost)))
 
 
 def detectable_loss(
