@@ -1,10 +1,14 @@
 """What the published distillation says, checked on its records: the claims a reader may take from it hold there."""
 
 import csv
+import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness import baselines, gating
+from harness.gate.verdict import Verdict
 from harness.record import Outcome, Record
 from harness.store import Store
 
@@ -109,3 +113,48 @@ def test_orders_end_at_equal_bytes_and_equal_training_tokens():
     assert len({record.artifact.nominal_bytes for record in ended}) == 1
     trained = [sum(cost.tokens for cost in r.artifact.costs if cost.step.startswith("distill")) for r in ended]
     assert len(set(trained)) == 1
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the gate says of the published damaged models, by pipeline: the suite's verdict and the pooled finding."""
+    store, results = Store(ROOT / "results" / "published" / "gate"), tmp_path_factory.mktemp("gate")
+    baselines.pin("reference", store, results=results)
+    pinned = baselines.load("reference", results=results)
+    decision = gating.decide(store, pinned, gating.load_policy("release"), strict=False)
+    assert decision.exit_code == 1
+    suites = {one.place.label.split(" / ")[1]: one for one in decision.suites if one.place.metric == "accuracy"}
+    tested = sum(one.p_breach is not None for one in decision.findings)
+    tasks = {
+        name: {one.place.task: one for one in decision.findings if one.place.label.split(" / ")[1] == name}
+        for name in suites
+    }
+    return {name: {"suite": one, "tasks": tasks[name], "tested": tested} for name, one in suites.items()}
+
+
+def test_the_gate_passes_a_lossless_model_stops_a_ruined_one_and_leaves_a_borderline_one_open(gated) -> None:
+    said = {name: found["suite"].verdict for name, found in gated.items()}
+    assert said["Q4_1-again"] is Verdict.NON_INFERIOR  # the packaged weights were dequantized from that very type
+    assert said["Q8_0"] is Verdict.NON_INFERIOR
+    assert said["rtn-int3"] is Verdict.REGRESSED
+    assert said["wrong-group"] is Verdict.REGRESSED
+    assert said["noise-5"] is Verdict.INCONCLUSIVE
+
+
+def test_a_borderline_model_is_told_how_many_items_would_settle_it(gated) -> None:
+    """By hand: with z = x - .98 y power needs (z_alpha + z_beta)^2 variance(z) / mean(z)^2 items."""
+    finding = gated["noise-5"]["tasks"]["offline_arithmetic"]
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    store = Store(ROOT / "results" / "published" / "gate")
+    scores: dict[str, dict[str, float]] = {}
+    for record in store.records:
+        for row in store.observations(record) if record.cell.pipeline.name in ("noise-5", "reference") else ():
+            if row.task == "offline_arithmetic":
+                scores.setdefault(row.sample, {})[record.cell.pipeline.name] = row.values["score"]
+    z = [item["noise-5"] - 0.98 * item["reference"] for item in scores.values()]
+    assert statistics.fmean(z) < 0  # the loss seen is beyond the margin: more items would prove a breach
+    assert finding.towards == "breach"
+    normal = statistics.NormalDist()
+    reach = normal.inv_cdf(1 - 0.001 / gated["noise-5"]["tested"]) + normal.inv_cdf(0.8)
+    needed = reach**2 * statistics.variance(z) / statistics.fmean(z) ** 2 - len(z)
+    assert finding.more_items == pytest.approx(needed, rel=0.05)

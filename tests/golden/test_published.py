@@ -15,6 +15,8 @@ RECORDS = ROOT / "results" / "published" / "quickstart"
 REPORTS = ROOT / "reports" / "published"
 REPORT = REPORTS / "quickstart"
 TEXT = {".md", ".csv", ".tex"}
+AT_FULL_SIZE = {"gate/selftest.md"}
+"""Made by `harness gate selftest --nights 20000 --records results/published/gate`; CI makes it at a smaller size."""
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,12 @@ def files(folder: Path) -> list[str]:
 
 
 def test_the_same_files_are_made(made) -> None:
-    assert files(made) == files(REPORTS)
+    assert set(files(made)) == set(files(REPORTS)) - AT_FULL_SIZE
 
 
-@pytest.mark.parametrize("name", [name for name in files(REPORTS) if Path(name).suffix in TEXT])
+@pytest.mark.parametrize(
+    "name", [name for name in files(REPORTS) if Path(name).suffix in TEXT and name not in AT_FULL_SIZE]
+)
 def test_text_is_the_same_to_the_byte(made, name) -> None:
     assert (made / name).read_text() == (REPORTS / name).read_text()
 
