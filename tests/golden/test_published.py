@@ -1,11 +1,13 @@
 """The published report is what the code makes of the published records today, to the byte where bytes can agree."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from matplotlib.testing.compare import compare_images
 
-from harness import reporting
+from harness import baselines, gating, reporting
+from harness.gate.markdown import decision_markdown
 from harness.record import Outcome
 from harness.store import Store
 
@@ -25,7 +27,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reports")
     for name in PUBLISHED:
         reporting.write(Store(ROOT / "results" / "published" / name), out / name, ())
+    decided(out / "gate")
     return out
+
+
+def decided(out: Path) -> None:
+    """What `harness gate` says of the damaged models, held against their reference and its noise."""
+    store = Store(ROOT / "results" / "published" / "gate")
+    noise = store.root.with_name("gate-noise")
+    pinned = gating.pin("reference", store.root, noise=noise, results=out / "pinned")
+    known = baselines.load(pinned.name, results=out / "pinned")
+    decision = gating.decide(store, known, gating.load_policy("release"), strict=False)
+    told = decision.model_copy(update={"records": "results/published/gate"})
+    (out / "decision.md").write_text(decision_markdown(told), encoding="utf-8", newline="\n")
+    shutil.rmtree(out / "pinned")
 
 
 def files(folder: Path) -> list[str]:
