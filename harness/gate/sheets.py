@@ -74,7 +74,9 @@ def suites(decision: Decision) -> Sheet:
         key = one.place.label, one.place.suite
         if one.verdict is Verdict.NOT_COMPARABLE and not one.reason and key in fields:
             return f"the two sides differ in {', '.join(fields[key])}"
-        return suite_sentence(one) or counts.get((*key, kind_of(one)), NOTHING)
+        kind = kind_of(one)
+        counted = counts.get((*key, kind), NOTHING)
+        return suite_sentence(one) or (f"{kind}: {counted}" if kind else counted)
 
     rows = tuple(
         (str(one.verdict), one.place.label, one.place.suite, judged(one), why(one))
