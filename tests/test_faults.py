@@ -178,8 +178,9 @@ def test_a_full_or_read_only_disk_is_one_clear_error_and_loses_nothing(world, op
 
 
 RUN = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background has it ignored
 from harness.matrix import Matrix
 from tests.world import World
 World(Path(sys.argv[1])).run(Matrix.model_validate_json(Path(sys.argv[2]).read_text()))
