@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from harness.errors import StoreError, closest
 from harness.spec import Value, digest
-from harness.store import RECORD, ROWS, Store
+from harness.store import RECORD, ROWS, Store, disk_errors
 
 FOLDER = "baselines"
 SCHEMA_VERSION = 1
@@ -82,7 +82,11 @@ def pin(name: str, store: Store, *, results: Path, noise: str | None = None) -> 
     """Copies the newest attempt of every cell aside and makes it the baseline of that name. Raises StoreError."""
     if not re.fullmatch(NAME, name):
         raise StoreError("a baseline cannot be called that", found=name, allowed="letters, digits, dots, dashes")
-    root = results / FOLDER / name
+    with disk_errors(results):
+        return _pinned(name, store, results / FOLDER / name, noise)
+
+
+def _pinned(name: str, store: Store, root: Path, noise: str | None) -> Pin:
     aside = root / "partial"
     shutil.rmtree(aside, ignore_errors=True)
     artifacts, cells = {}, []

@@ -2,19 +2,21 @@
 
 Choices live in YAML; options say only which and where. A user's mistake is printed without a traceback and exits 2;
 Ctrl-C exits 130; a run with cells that failed exits 4, because its report has holes; a gate that finds a regression
-exits 1 (see `gate.verdict`). Libraries are imported inside
+exits 1 (see `gate.verdict`); an error of ours, with its traceback, exits 70. Libraries are imported inside
 the verbs, so that help is instant.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from types import TracebackType
 
 import click
 
 from harness import cli_options as options
-from harness.cli_options import EXIT_INTERRUPTED, EXIT_USER, FOLDER
+from harness.cli_options import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USER, FOLDER
 from harness.errors import UserError
 from harness.gate_cli import baseline, compare, gate, nightly, noise
 
@@ -24,8 +26,9 @@ def main() -> None:
     import signal
 
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.excepthook = _crash
     try:
-        sys.exit(cli(standalone_mode=False) or 0)
+        code = cli(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_USER)
@@ -34,14 +37,25 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except SystemExit as stop:  # click's answer to a reader that closed the pipe is 1, which here says "regressed"
+        sys.exit(EXIT_PIPE if stop.code == 1 else stop.code)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USER)
+    sys.exit(code)
 
 
 def _interrupt(signum: int, frame: object) -> None:
     """Treats a polite request to stop like Ctrl-C: the running cell is recorded first."""
     raise KeyboardInterrupt
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends with a code of its own when the harness itself is at fault: Python's own is 1, which says "regressed"."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CRASH)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOME_HELP = "Folder of artifacts and environments.  [default: HARNESS_HOME or .harness]"
 FOLDER = click.Path(path_type=Path, file_okay=False)
-EXIT_USER, EXIT_HOLES, EXIT_INTERRUPTED = 2, 4, 130
+EXIT_USER, EXIT_HOLES, EXIT_CRASH, EXIT_INTERRUPTED, EXIT_PIPE = 2, 4, 70, 130, 141
 
 results = click.option("--results", type=FOLDER, default="results", show_default=True, help="Folder of the records.")
 home = click.option("--home", type=FOLDER, default=None, help=HOME_HELP)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from harness import cli_options as options
 from harness.cli_options import FOLDER
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 policy_option = click.option(
     "--policy", default="nightly", show_default=True, help="Policy: a shipped name or a YAML file."
 )
-baseline_option = click.option("--baseline", "name", required=True, help="Name of the baseline.")
 strict_option = click.option("--strict", is_flag=True, help="Exit 3 when something is neither proven good nor bad.")
 
 
@@ -34,6 +34,7 @@ def compare(a: str, b: str, policy: str, out: Path | None) -> None:
     found = gating.compare(a, b, policy=gating.load_policy(policy))
     for one in found:
         options.console().print(comparison_view(one))
+    options.show(f"only in {a}: {cell}" for cell in gating.left_out(a, b))
     for file in gating.write_comparisons(found, out) if out else ():
         click.echo(f"wrote {file}")
 
@@ -56,6 +57,9 @@ def gate(context: click.Context, /, policy: str, name: str | None, **where: Any)
     from harness.store import Store
 
     if context.invoked_subcommand is not None:
+        given = [one for one in context.params if context.get_parameter_source(one) is ParameterSource.COMMANDLINE]
+        if given:
+            raise click.UsageError(f"options of {context.invoked_subcommand} stand behind it")
         return
     if name is None:
         raise click.UsageError("--baseline is missing; harness baseline list shows those there are")
@@ -161,12 +165,12 @@ def show(name: str, results: Path) -> None:
 @click.argument("matrix")
 @options.where
 def noise(matrix: str, results: Path, home: Path | None) -> int:
-    """Measure the references of MATRIX again under other orders, batches and launches: what changes by itself."""
+    """Measure the references of MATRIX again under other orders, batches and seeds: what changes by itself."""
     from harness import matrix as matrices
     from harness.noise import aa_matrix
     from harness.running import run_matrix
 
-    code, folder = run_matrix(aa_matrix(matrices.load(matrix)), results=results, home=home)
+    code, folder = run_matrix(aa_matrix(matrices.load(matrix), launches=2), results=results, home=home)
     click.echo(f"pin it with a baseline: harness baseline set NAME RECORDS --noise {folder}")
     return code
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from harness import baselines, document, matrix
 from harness.environments import DISTRIBUTION
-from harness.errors import SpecError, StoreError
+from harness.errors import SpecError, StoreError, closest
 from harness.gate import github, junit
 from harness.gate.document import decision_json
 from harness.gate.judge import Evidence, judge
@@ -20,13 +20,14 @@ from harness.gate.measured import Measured, measured
 from harness.gate.noise import NoiseFloor, noise_floor
 from harness.gate.planted import selftest_from_records
 from harness.gate.policy import Policy
+from harness.gate.preflight import FIELDS, may_differ
 from harness.gate.scenarios import NIGHTS, Setup
 from harness.gate.selftest import SelfTest, Simulated
 from harness.gate.selftest import selftest as run_selftest
 from harness.gate.selftest_markdown import selftest_markdown
 from harness.gate.side_by_side import compare as compare_cells
 from harness.gate.simulation import stored_tasks
-from harness.gate.verdict import CellComparison, Decision, SuiteVerdict, Verdict, exit_code, worst
+from harness.gate.verdict import WORST_FIRST, CellComparison, Decision, SuiteVerdict, Verdict, exit_code, worst
 from harness.selection import select
 from harness.store import Store
 
@@ -35,7 +36,16 @@ DECIDED: frozenset[Verdict] = frozenset(Verdict) - {Verdict.NOT_JUDGED}
 
 def load_policy(name: str) -> Policy:
     """Reads a policy by shipped name or by path. Raises SpecError."""
-    return document.load(matrix.find(name, "policies", beside=Path.cwd()), Policy)
+    file = matrix.find(name, "policies", beside=Path.cwd())
+    policy = document.load(file, Policy)
+    for pattern in policy.allow_different:
+        if not may_differ(pattern):
+            remedy = closest(pattern, FIELDS) or "name a field as the gate does where two sides differ"
+            raise SpecError(
+                "no comparison looks at such a field", file=file, key="allow_different", found=pattern, allowed=FIELDS,
+                remedy=remedy,
+            )  # fmt: skip
+    return policy
 
 
 def compare(baseline: str, candidate: str, *, policy: Policy) -> list[CellComparison]:
@@ -44,13 +54,24 @@ def compare(baseline: str, candidate: str, *, policy: Policy) -> list[CellCompar
     Raises SpecError when a cell has no counterpart or several.
     """
     chosen = [select(text) for text in (baseline, candidate)]
-    before, after = ([side for side in measured(one) if not side.failure] for one in chosen)
-    if not before or not after:
-        empty = baseline if not before else candidate
+    before, after = (measured(one) for one in chosen)
+    empty = next(
+        (text for text, sides in ((baseline, before), (candidate, after)) if all(s.failure for s in sides)), None
+    )
+    if empty is not None:
         raise StoreError(
             "no cell here has numbers", file=empty, remedy="choose records whose outcome is ok or emulated"
         )
     return [compare_cells(one, _counterpart(one, before), policy) for one in after]
+
+
+def left_out(baseline: str, candidate: str) -> list[str]:
+    """Names the cells of one run of several that another run of several has not."""
+    before, after = (measured(select(text)) for text in (baseline, candidate))
+    if len(before) < 2 or len(after) < 2:
+        return []
+    there = {one.key for one in after}
+    return [f"{one.label} / {one.cell.suite.name}" for one in before if one.key not in there]
 
 
 def _counterpart(candidate: Measured, baselines: Sequence[Measured]) -> Measured:
@@ -78,6 +99,7 @@ def decide(
     known = evidence or Evidence(noise=noise)
     judged = judge(measured(records), measured(baseline.store), policy, evidence=known)
     verdicts = [suite.verdict for suite in judged.suites]
+    stale = _not_measured_again(records, baseline.store) if policy.against == "cell" else []
     if not DECIDED & set(verdicts):
         raise SpecError(
             "the policy judges none of these cells",
@@ -98,18 +120,26 @@ def decide(
         suites=_worst_first(judged.suites),
         findings=judged.findings,
         mismatches=judged.mismatches,
-        warnings=judged.warnings,
+        warnings=(*judged.warnings, *stale),
     )
 
 
+def _not_measured_again(records: Store, baseline: Store) -> list[str]:
+    """Warns of records that are the baseline's own: against themselves they always pass."""
+    before = {record.cell.id: record for record in baseline.records}
+    every = records.records
+    same = sum(record == before.get(record.cell.id) for record in every)
+    return [f"{same} of {len(every)} cells were not measured again: their records are the baseline's"] if same else []
+
+
 def _worst_first(suites: Sequence[SuiteVerdict]) -> tuple[SuiteVerdict, ...]:
-    return tuple(sorted(suites, key=lambda suite: (list(Verdict).index(suite.verdict), suite.place.label)))
+    return tuple(sorted(suites, key=lambda suite: (WORST_FIRST.index(suite.verdict), suite.place.label)))
 
 
 def pin(name: str, records: Path, *, noise: Path | None, results: Path) -> baselines.Pin:
     """Pins the records of a folder as a baseline, with the noise floor of others where given. Raises StoreError."""
     floor = noise_floor(Store(noise)) if noise else None
-    if floor is not None and not floor.answers and not floor.speeds:
+    if floor is not None and not floor.speeds and all(one.against for one in floor.answers):
         raise StoreError(
             "no reference was measured twice here, so there is no noise to see",
             file=noise,
@@ -166,10 +196,15 @@ def write_comparisons(found: Sequence[CellComparison], out: Path) -> list[Path]:
 
 
 def append_summary(decision: Decision, file: str | None) -> None:
-    """Adds a decision to the step summary that GitHub names, where it names one."""
-    if file:
+    """Adds a decision to the step summary that GitHub names, where it names one. Raises StoreError."""
+    if not file:
+        return
+    try:
         with Path(file).open("a", encoding="utf-8") as summary:
             summary.write(github.step_summary(decision))
+    except OSError as error:
+        remedy = "GITHUB_STEP_SUMMARY names it; unset it where no runner reads it"
+        raise StoreError(f"the summary cannot be written: {error.strerror}", file=file, remedy=remedy) from error
 
 
 def write(decision: Decision, out: Path) -> list[Path]:

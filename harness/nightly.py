@@ -15,10 +15,10 @@ from pathlib import Path
 
 from harness import baselines, gating, plan, plugins, reporting
 from harness.cache import Cache
-from harness.display import Display
+from harness.display import Display, summary
 from harness.errors import StoreError
 from harness.executors.local import Local
-from harness.gate.judge import Evidence, judge
+from harness.gate.judge import Evidence, Judgement, judge, planned_tests
 from harness.gate.measured import PART, Key, Measured, key_of, measured
 from harness.gate.noise import NoiseFloor
 from harness.gate.policy import Policy, SuiteRule
@@ -143,7 +143,7 @@ class Progressing:
         """Gives the cells that the parts so far prove to be good or bad."""
         assert self.night.baseline is not None
         sides = [side for side in measured(self.night.store) if side.cell.suite.name == suite]
-        found = judge(sides, measured(self.night.baseline.store), self.night.policy)
+        found = self._so_far(sides)
         settled = {Verdict.NON_INFERIOR, Verdict.REGRESSED}
         by_cell = {side.cell.id: side.key for side in sides}
         return {
@@ -157,10 +157,17 @@ class Progressing:
         if self.night.baseline is None or not _has_records(self.night.store):
             return
         sides = measured(self.night.store)
-        found = judge(sides, measured(self.night.baseline.store), self.night.policy)
+        found = self._so_far(sides)
         by_cell = {side.cell.id: side.key for side in sides}
         bad = [one for one in found.suites if one.verdict is Verdict.REGRESSED and one.place.candidate]
         self.regressed |= {_without_suite(by_cell[one.place.candidate]) for one in bad}
+
+    def _so_far(self, sides: Sequence[Measured]) -> Judgement:
+        """Judges what is there, as strictly as the whole night will be."""
+        assert self.night.baseline is not None
+        before = measured(self.night.baseline.store)
+        evidence = Evidence(tests=planned_tests(before, self.night.policy))
+        return judge(sides, before, self.night.policy, evidence=evidence)
 
     def time(self) -> tuple[dict[Key, Speeds], list[Mismatch]]:
         """Launches the timed cells by turns with the baseline's artifacts; gives the speeds and what forbade some."""
@@ -195,8 +202,10 @@ class Progressing:
         schedule = Schedule(SERIES, blocks=rule.blocks, metrics=tuple(limit.metric for limit in rule.limits))
         executor = Local(self.night.cache, Store(self.night.folder / "by-turns"), self.display)
         found = interleave(arm, baseline=replace(arm, pinned=held), schedule=schedule, executor=executor)
-        if found.reason:
-            self.display.say(f"{baseline.label}: not timed by turns: {found.reason}")
+        why = found.reason or ", ".join(f"{one.field} differs" for one in found.mismatches)
+        if why:
+            self.display.say(f"{baseline.label}: not timed by turns: {why}")
+            return replace(found, speeds=Speeds({}, notes=(why,)))
         return found
 
 
@@ -264,13 +273,22 @@ def answer(decision: Decision | None, failed: Sequence[Record]) -> int:
     return decision.exit_code
 
 
+def answered(decision: Decision, code: int, failed: Sequence[Record]) -> Decision:
+    """Gives the decision with the night's exit code; where failed cells that it does not judge made it, says which."""
+    if decision.exit_code == code:
+        return decision
+    told = tuple(f"{record.cell}: {summary(record)}" for record in failed)
+    return decision.model_copy(update={"exit_code": code, "warnings": (*decision.warnings, *told)})
+
+
 def run(night: Night, display: Display, *, strict: bool) -> tuple[Decision | None, int]:
     """Runs or goes on with a night, up to its answer."""
     progressing = Progressing(night, display)
     progressing.measure()
     speeds, mismatches = progressing.time()
     decision = decide(night, speeds, mismatches, strict=strict)
-    return decision, answer(decision, progressing.failed)
+    code = answer(decision, progressing.failed)
+    return decision and answered(decision, code, progressing.failed), code
 
 
 def start(name: str, policy: Policy, baseline: str | None, places: Places, *, strict: bool) -> Started:

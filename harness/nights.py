@@ -6,8 +6,8 @@
     <results>/<matrix>-nights/<date>/decision.json    what the gate said
 
 Every night measures anew, in a store of its own; only artifacts are shared. A night that was killed has no end in its
-`night.json`, and the next start goes on with it if it is not older than a day. Old nights keep their records, which are
-small and make the trend, and lose rows and logs, which are not.
+`night.json`, and the next start goes on with it if it is not older than 20 hours. Old nights keep their records, which
+are small and make the trend, and lose rows and logs, which are not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pydantic import ValidationError
 
 from harness.errors import StoreError
 from harness.spec import Value
-from harness.store import ROWS, Store
+from harness.store import ROWS, Store, disk_errors
 
 SUFFIX = "-nights"
 LOCK, NIGHT = "lock", "night.json"
-GOES_ON_FOR = timedelta(hours=24)
+GOES_ON_FOR = timedelta(hours=20)
+"""Less than a day, or the next night, begun at the same hour, might go on with this one by a second."""
 LEFT_BEHIND = (ROWS, "observations.jsonl", "log.txt")
 """What a night loses when it is old."""
 
@@ -50,8 +51,10 @@ class Nights:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the lock. Raises StoreError, with who holds it, while another night runs."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / LOCK).open("a+", encoding="utf-8") as lock:
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = (self.root / LOCK).open("a+", encoding="utf-8")
+        with opened as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -68,7 +71,7 @@ class Nights:
             yield
 
     def begin(self) -> Path:
-        """Gives the folder of tonight: a new one, or that of a night that was killed within the last day."""
+        """Gives the folder of tonight: a new one, or that of a night that began within 20 hours and was killed."""
         unfinished = self._unfinished()
         if unfinished is not None:
             return unfinished
@@ -76,8 +79,9 @@ class Nights:
         name = now.replace(":", "")[:17]
         taken = len(list(self.root.glob(f"{name}*")))
         folder = self.root / (f"{name}-{taken + 1}" if taken else name)
-        folder.mkdir(parents=True)
-        write(folder, Night(began_at=now))
+        with disk_errors(self.root):
+            folder.mkdir(parents=True)
+            write(folder, Night(began_at=now))
         return folder
 
     def end(self, folder: Path, exit_code: int) -> None:
@@ -104,7 +108,7 @@ class Nights:
         removed = []
         for folder in self.ended[:-keep]:
             for name in LEFT_BEHIND:
-                for file in sorted(folder.glob(f"*/attempt-*/{name}")):
+                for file in sorted(folder.glob(f"**/attempt-*/{name}")):  # launches by turns lie one folder deeper
                     file.unlink()
                     removed.append(file)
         return removed

@@ -45,7 +45,7 @@ class Store:
     @contextmanager
     def attempt(self, cell: Cell) -> Iterator[Path]:
         """Gives a locked folder to run a cell in; `put` completes it. Raises StoreError when the disk refuses."""
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             folder = self._folder(cell) / f"attempt-{len(self.attempts(cell)) + 1:04d}.partial"
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / LOCK).open("w")
@@ -54,13 +54,13 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StoreError("another harness is measuring this cell", file=folder, remedy="wait for it") from error
-            with _disk_errors(self.root):
+            with disk_errors(self.root):
                 _write_aside(folder / CELL, cell.model_dump_json())
             yield folder
 
     def put(self, record: Record, partial: Path) -> Path:
         """Completes an attempt: rows to Parquet, the record beside them, then one rename. Gives the folder."""
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             _rows_to_parquet(partial)
             _write_aside(partial / RECORD, record.model_dump_json(indent=1))
             return _complete(partial)
@@ -69,7 +69,7 @@ class Store:
         """Records the attempts that a killed harness left behind, with the rows they had."""
         recovered = []
         for partial in sorted(self.root.glob("*/attempt-*.partial")):
-            with contextlib.suppress(BlockingIOError), _disk_errors(self.root), (partial / LOCK).open("a") as lock:
+            with contextlib.suppress(BlockingIOError), disk_errors(self.root), (partial / LOCK).open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if (partial / RECORD).exists():
                     recovered.append(self.read(_complete(partial)))
@@ -228,7 +228,8 @@ def _other_schema(file: Path, found: object) -> StoreError:
 
 
 @contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
+def disk_errors(root: Path) -> Iterator[None]:
+    """Turns a disk that is full, closed or no folder into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -259,3 +261,77 @@ def test_another_suite_under_the_same_name_is_not_compared(here: Path) -> None:
     result = gate()
     assert result.exit_code == 4
     assert "suite.evaluations" in result.output
+
+
+def test_records_that_are_the_baselines_own_are_named_as_such(here: Path) -> None:
+    world(here, FINE)
+    invoke("baseline", "set", "main", "results/tonight")
+    assert "1 of 1 cells were not measured again" in gate().output
+
+
+def test_two_runtimes_of_a_reference_are_no_noise_floor(here: Path) -> None:
+    told = invoke("baseline", "set", "main", str(PUBLISHED), "--noise", str(PUBLISHED)).exception
+    assert isinstance(told, StoreError)
+    assert "no reference was measured twice" in str(told)
+
+
+def test_suites_of_a_decision_are_ordered_worst_first(here: Path) -> None:
+    world(here, FINE, LOST, OPEN)
+    gate()
+    assert [one.verdict for one in decision(here).suites] == ["REGRESSED", "INCONCLUSIVE", "NON_INFERIOR"]
+
+
+def test_a_field_that_no_comparison_looks_at_cannot_be_allowed_to_differ(here: Path) -> None:
+    world(here, FINE)
+    (here / "policy.yaml").write_text(POLICY + "allow_different: [kernell]\n")
+    told = gate().exception
+    assert isinstance(told, SpecError)
+    assert "did you mean 'kernel'?" in str(told)
+    (here / "policy.yaml").write_text(POLICY + "allow_different: [machine.kernel, 'libraries.*', cell.runtime]\n")
+    assert gate().exit_code == 0
+
+
+def test_options_of_the_gate_before_its_selftest_are_refused_and_not_ignored(here: Path) -> None:
+    result = invoke("gate", "--policy", "release", "selftest", "--nights", "1")
+    assert result.exit_code == 2
+    assert "behind it" in result.output
+
+
+def test_a_disk_that_refuses_a_baseline_or_a_summary_is_a_mistake_with_a_remedy(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world(here, FINE)
+    (here / "file").write_text("")
+    told = invoke("baseline", "set", "main", "results/before", "--results", "file/results").exception
+    assert isinstance(told, StoreError)
+    assert "--results" in str(told)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here / "nowhere" / "summary.md"))
+    assert "summary cannot be written" in str(gate().exception)
+
+
+def test_compare_shows_cells_without_numbers_and_names_those_that_are_not_there(here: Path) -> None:
+    own, other = scores(FINE)
+    stored(here / "a", [side({"t": other}, pipeline=f"q{index}") for index in range(3)])
+    stored(here / "b", [side({"t": own}, pipeline="q0"), broken_cell("q1")])
+    result = invoke("compare", "a", "b", "--out", "out")
+    assert result.exit_code == 0, result.output
+    verdicts = [one["verdict"] for one in json.loads((here / "out" / "compare.json").read_text())]
+    assert verdicts == ["NON_INFERIOR", "MISSING"]
+    assert "only in a: " in result.output
+    assert "q2" in result.output
+
+
+def test_an_error_of_ours_and_a_closed_pipe_do_not_say_regressed(here: Path) -> None:
+    crash = "import harness.cli as c, click; c.cli.add_command(click.Command('x', callback=lambda: 1 / 0)); c.main()"
+    done = subprocess.run([sys.executable, "-c", crash, "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert "ZeroDivisionError" in done.stderr
+    world(here, LOST)
+    command = [sys.executable, "-m", "harness.cli", "gate", "--policy", "policy.yaml", "--baseline", "main"]
+    child = subprocess.Popen(
+        [*command, "--records", "results/tonight"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.wait() not in (0, 1)

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from harness import testing
+from harness.errors import StoreError
 from harness.gate.verdict import Decision
-from harness.nightly import part_of
+from harness.nightly import answer, answered, part_of
 from harness.nights import Night, Nights, read, write
+from harness.record import Outcome
 from harness.spec import Suite, Use
 from harness.store import Store
 
@@ -167,14 +170,18 @@ def test_old_nights_keep_their_records_and_lose_their_rows(tmp_path: Path) -> No
     for day in range(3):
         attempt = tmp_path / f"2026-01-0{day + 1}" / "cell" / "attempt-0001"
         attempt.mkdir(parents=True)
+        launch = attempt.parent.parent / "by-turns" / "cell" / "attempt-0001"
+        launch.mkdir(parents=True)
         for name in ("record.json", "observations.parquet", "log.txt"):
             (attempt / name).write_text("{}")
+            (launch / name).write_text("{}")
         began = f"2026-01-0{day + 1}T22:00:00+00:00"
         write(attempt.parent.parent, Night(began_at=began, ended_at=began, exit_code=0))
     found.thin_out(keep=2)
-    left = [sorted(file.name for file in night.glob("*/attempt-0001/*")) for night in found.folders]
-    assert left[0] == ["record.json"]
-    assert left[1] == left[2] == ["log.txt", "observations.parquet", "record.json"]
+    for where in ("*", "by-turns/*"):
+        left = [sorted(file.name for file in night.glob(f"{where}/attempt-0001/*")) for night in found.folders]
+        assert left[0] == ["record.json"]
+        assert left[1] == left[2] == ["log.txt", "observations.parquet", "record.json"]
 
 
 def test_a_night_that_was_killed_long_ago_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -182,6 +189,32 @@ def test_a_night_that_was_killed_long_ago_is_not_gone_on_with(tmp_path: Path) ->
     old.mkdir()
     write(old, Night(began_at="2020-01-01T22:00:00+00:00"))
     assert Nights(tmp_path).begin() != old
+
+
+@pytest.mark.parametrize(("hours", "same"), [(12.0, True), (23.999, False)])
+def test_the_next_night_at_the_same_hour_is_never_the_killed_one(tmp_path: Path, hours: float, same: bool) -> None:
+    killed = tmp_path / "earlier"
+    killed.mkdir()
+    write(killed, Night(began_at=(datetime.now(UTC) - timedelta(hours=hours)).isoformat()))
+    assert (Nights(tmp_path).begin() == killed) is same
+
+
+def test_a_disk_that_refuses_a_night_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="--results"), Nights(tmp_path / "file" / "nights").locked():
+        pass
+
+
+def test_a_cell_that_failed_outside_the_policy_is_in_the_decision_with_the_exit_code(folder: Path) -> None:
+    night(folder)
+    pinned(folder)
+    night(folder)
+    good, failed = decided(folder), Store(nights(folder).folders[-1]).records[:1]
+    broken = [failed[0].model_copy(update={"outcome": Outcome.FAILED})]
+    found = answered(good, answer(good, broken), broken)
+    assert (good.exit_code, found.exit_code) == (0, 4)
+    assert str(broken[0].cell) in found.warnings[-1]
+    assert answered(good, 0, []) == good
 
 
 def test_changed_artifacts_are_timed_by_turns_and_unchanged_ones_are_not(folder: Path) -> None:

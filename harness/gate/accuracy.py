@@ -109,7 +109,9 @@ class Accuracy:
             won, lost = (sum(one.counts[kind] for one in pairs) for kind in (1, 2))
             counts = counts.model_copy(update={"won": won, "lost": lost})
         corrected = [one for one in pairs if one.chance is not None]
-        harm = test.p_harm is not None and test.p_harm <= self.policy.alpha.accept
+        # Of several tasks the exact test counts items and the loss weighs tasks: both must see one.
+        lost_any = test.value is not None and test.value > 0
+        harm = lost_any and test.p_harm is not None and test.p_harm <= self.policy.alpha.accept
         finding = empty.model_copy(
             update={
                 "counts": counts,
@@ -167,18 +169,19 @@ class Accuracy:
 def looked(tests: Iterable[LossTest | None], *, looks: int, accept: float) -> Looked:
     """Puts the tests of the looks together in the order they are taken, up to the first that accepts.
 
-    None is a look at which a task had no items yet.
+    None is a look at which a task had no items yet. A look that holds nothing to test proves nothing and ends nothing:
+    a reference that has scored nothing so far may do so later.
     """
     accepts: list[float] = []
     breaches: list[float] = []
     taken: Looked | None = None
     for look, test in enumerate(tests, start=1):
-        if test is None:
+        if test is None or test.p_accept is None or test.p_breach is None:
             accepts.append(1.0)
             breaches.append(1.0)
+            if test is not None and (taken is None or taken.p_breach is None):
+                taken = Looked(test, look, None, None)
             continue
-        if test.p_accept is None or test.p_breach is None:
-            return Looked(test, look, None, None)
         exact = test.p_harm if test.p_harm is not None else 0.0
         accepts.append(test.p_accept)
         breaches.append(max(test.p_breach, exact))

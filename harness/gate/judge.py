@@ -30,10 +30,14 @@ FAILING = (Verdict.REGRESSED, Verdict.MISSING)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a decision may use beside records: the noise of the reference itself, and interleaved launches by cell."""
+    """What a decision may use beside records: the noise of the reference itself, and interleaved launches by cell.
+
+    A decision before all is measured is corrected for at least `tests` numbers, so that it holds when all are there.
+    """
 
     noise: NoiseFloor | None = None
     speeds: Mapping[Key, Speeds] = field(default_factory=dict)
+    tests: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,21 @@ def judge(
     return judge_matches(match(list(candidates), list(baselines), policy), policy, evidence=evidence)
 
 
+def planned_tests(baselines: Sequence[Measured], policy: Policy) -> int:
+    """Gives how many numbers a whole run like the baseline's has to be corrected for."""
+    whole = judge(baselines, baselines, policy)
+    return sum(finding.p_breach is not None for finding in whole.findings)
+
+
 def judge_matches(matches: Iterable[Match], policy: Policy, *, evidence: Evidence | None = None) -> Judgement:
     """Judges pairs of cells; breaches are corrected over all of them together."""
     known, mismatches = evidence or Evidence(), list[Mismatch]()
     benches = [bench for matched in matches for bench in _benches(matched, policy, (known, mismatches))]
     trials = [trial for bench in benches for trial in (*bench.trials, *([bench.pooled] if bench.pooled else []))]
-    tests = sum(trial.p_breach is not None for trial in trials)
+    tests = max(known.tests, sum(trial.p_breach is not None for trial in trials))
     decided = {
         id(trial): trial.decided(adjusted=adjusted, tests=tests, alpha=policy.alpha)
-        for trial, adjusted in zip(trials, corrected(trials), strict=True)
+        for trial, adjusted in zip(trials, corrected(trials, tests=tests), strict=True)
     }
     suites = tuple(bench.settled or _suite(bench, decided) for bench in benches)
     findings = tuple(decided.values())
@@ -93,7 +103,9 @@ def _benches(matched: Match, policy: Policy, known: tuple[Evidence, list[Mismatc
     for kind, rule in rules:
         against = [one for one in found if one.hard]
         if kind in ("speed", "memory", "size"):
-            machine = machine_mismatches(ours, theirs, policy) if kind == "speed" else ()
+            by_turns = (known_speeds := evidence.speeds.get(ours.key)) is not None and bool(known_speeds.launches)
+            # Launches by turns are of one machine and one night, wherever the baseline was pinned.
+            machine = machine_mismatches(ours, theirs, policy) if kind == "speed" and not by_turns else ()
             mismatches += [one for one in machine if one not in mismatches]
             against = [one for one in machine if one.hard]
         benches.append(_bench(matched, rule, (policy, evidence, against)))
@@ -186,7 +198,8 @@ def _suite(bench: _Bench, decided: Mapping[int, Finding]) -> SuiteVerdict:
     """Puts a bench's findings together by its rule."""
     tasks = [decided[id(trial)] for trial in bench.trials]
     place, rule = _place(bench.match, bench.rule), bench.rule
-    critical = [finding for finding in tasks if finding.critical]
+    # What was not answered is missing whether it is critical or not.
+    critical = [finding for finding in tasks if finding.critical or finding.verdict is Verdict.MISSING]
     pooled = decided[id(bench.pooled)] if bench.pooled else None
     found = by_rule(rule, [finding.verdict for finding in critical], pooled.verdict if pooled else None)
     if rule.kind != "accuracy":
@@ -209,7 +222,7 @@ def _first_reason(findings: Sequence[Finding], verdict: Verdict) -> str:
     if found is None or verdict in (Verdict.NON_INFERIOR, Verdict.NOT_JUDGED):
         return ""
     where = "" if found.place.task == POOLED else found.place.task or found.place.metric
-    told = found.reason or ("regressed" if verdict is Verdict.REGRESSED else "")
+    told = "; ".join(part for part in ("regressed" if verdict is Verdict.REGRESSED else "", found.reason) if part)
     return f"{where}: {told}" if where and told else told or where
 
 

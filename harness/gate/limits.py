@@ -8,7 +8,9 @@ The window of text is the unit: p-values are Student's t over windows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from harness.gate.measured import Measured
 from harness.gate.policy import Limit, SuiteRule
@@ -20,17 +22,39 @@ from harness.statistics.clusters import RatioOfSums, ratio_of_sums
 
 HIGHER_IS_BETTER = frozenset({"top1_agreement"})
 METHOD = "Student's t over windows of text"
+NO_NUMBER = "the candidate has no such number, and the baseline has"
 SHOWN = "shown, not judged: the policy sets no bound"
 BYTES: dict[str, Kind] = {"size_bytes": "size", "peak_bytes": "memory", "peak_anon_bytes": "memory"}
 
 
 def fidelity_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Iterator[Trial]:
-    """Yields a trial for every limit of the rule and every text that the candidate has windows of."""
+    """Yields a trial for every limit of the rule and every text that a side has windows of."""
     ours, theirs = _windows(candidate), _windows(baseline)
-    for task, rows in ours.items():
-        for limit in rule.limits:
-            if windows.knows(rows, limit.metric) and fnmatchcase(task[1], limit.task):
-                yield _fidelity(_place(candidate, baseline, (*task, limit.metric)), limit, rows, theirs.get(task, []))
+    for task in (*ours, *(task for task in theirs if task not in ours)):
+        rows, others = ours.get(task, []), theirs.get(task, [])
+        for limit in (limit for limit in rule.limits if fnmatchcase(task[1], limit.task)):
+            place = _place(candidate, baseline, (*task, limit.metric))
+            if rows and windows.knows(rows, limit.metric):
+                yield _complete(_fidelity(place, limit, rows, others), limit, rows, others)
+            elif others and windows.knows(others, limit.metric) and limit.is_bound:
+                yield _gone(place, "fidelity", limit, f"the candidate has none of the baseline's {len(others)} windows")
+
+
+def _complete(trial: Trial, limit: Limit, ours: Sequence[Observation], theirs: Sequence[Observation]) -> Trial:
+    """Says that windows are missing, where some are: a proven regression stays one, and all else is not known."""
+    gone = {row.sample for row in theirs} - {row.sample for row in ours}
+    if not gone or not limit.is_bound:
+        return trial
+    reason = f"{len(gone)} of the baseline's {len(theirs)} windows were not read"
+    counts = Counts(n=len(ours), missing=len(gone))
+    finding = trial.finding.model_copy(update={"reason": reason, "counts": counts})
+    return replace(trial, finding=finding, settled=Verdict.MISSING)
+
+
+def _gone(place: Place, kind: Kind, limit: Limit, reason: str) -> Trial:
+    scale: Literal["value", "ratio"] = "value" if limit.margin is None else "ratio"
+    finding = Finding(place=place, kind=kind, verdict=Verdict.MISSING, scale=scale, margin=limit.bound, reason=reason)
+    return Trial(finding, settled=Verdict.MISSING)
 
 
 def size_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Iterator[Trial]:
@@ -38,13 +62,29 @@ def size_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Ite
     for limit in rule.limits:
         if limit.metric == "size_bytes":
             ours, theirs = candidate.side().size_bytes, baseline.side().size_bytes
+            place = _place(candidate, baseline, ("", "", limit.metric))
             if ours is not None:
-                yield _bytes(_place(candidate, baseline, ("", "", limit.metric)), limit, (ours, theirs))
-        for (evaluation, task, name), metric in sorted(candidate.metrics.items()):
-            if name == limit.metric and fnmatchcase(task, limit.task) and not candidate.is_emulated:
-                other = baseline.metrics.get((evaluation, task, name))
-                known = None if other is None or baseline.is_emulated else other.value
-                yield _bytes(_place(candidate, baseline, (evaluation, task, name)), limit, (metric.value, known))
+                yield _bytes(place, limit, (ours, theirs))
+            elif theirs is not None and limit.is_bound:
+                yield _gone(place, "size", limit, NO_NUMBER)
+        if candidate.is_emulated:
+            continue
+        found, known = (_measured(side, limit) for side in (candidate, baseline))
+        for what in sorted(found.keys() | known.keys()):
+            place = _place(candidate, baseline, what)
+            if what in found:
+                yield _bytes(place, limit, (found[what], known.get(what)))
+            elif limit.is_bound:
+                yield _gone(place, BYTES.get(limit.metric, "memory"), limit, NO_NUMBER)
+
+
+def _measured(side: Measured, limit: Limit) -> dict[tuple[str, str, str], float]:
+    """Gives the numbers of the limit's metric; none of weights that were not packed."""
+    return {
+        (evaluation, task, name): metric.value
+        for (evaluation, task, name), metric in side.metrics.items()
+        if name == limit.metric and fnmatchcase(task, limit.task) and not side.is_emulated
+    }
 
 
 def _windows(side: Measured) -> dict[tuple[str, str], list[Observation]]:
@@ -73,7 +113,7 @@ def _fidelity(place: Place, limit: Limit, ours: Sequence[Observation], theirs: S
     bound = limit.at_least if limit.at_least is not None else limit.at_most
     tested: RatioOfSums | None = found
     if limit.margin is not None:
-        tested, bound = _growth(ours, theirs, name, factor=1 + sign * limit.margin), 0.0
+        tested, bound = _growth(ours, theirs, limit, sign=sign), 0.0
     reason, p = "", None
     if bound is None:
         reason = SHOWN
@@ -107,16 +147,25 @@ def _fidelity(place: Place, limit: Limit, ours: Sequence[Observation], theirs: S
 
 
 def _growth(
-    ours: Sequence[Observation], theirs: Sequence[Observation], name: str, *, factor: float
+    ours: Sequence[Observation], theirs: Sequence[Observation], limit: Limit, *, sign: float
 ) -> RatioOfSums | None:
-    """Gives candidate - factor x baseline per token, over the windows that both sides read."""
+    """Gives per token what the candidate has beyond what the margin and the slack allow, over windows that both read.
+
+    `sign` is 1 where less is better and -1 where more is.
+    """
+    assert limit.margin is not None
+    factor, name = 1 + sign * limit.margin, limit.metric
     before = {row.sample: row for row in theirs}
     both = [row for row in ours if row.sample in before]
     if not both:
         return None
     mine, tokens = windows.sums(both, name)
     others, _ = windows.sums([before[row.sample] for row in both], name)
-    return ratio_of_sums([own - factor * other for own, other in zip(mine, others, strict=True)], tokens)
+    excess = [
+        own - factor * other - sign * limit.slack * count
+        for own, other, count in zip(mine, others, tokens, strict=True)
+    ]
+    return ratio_of_sums(excess, tokens)
 
 
 def _upper_p(t: float, clusters: int) -> float:

@@ -140,10 +140,12 @@ def measured(results: Results, records: Iterable[Record] | None = None) -> list[
     groups: dict[Key, dict[tuple[int, int], Record]] = {}
     for record in sorted(results.records if records is None else records, key=lambda record: record.started_at):
         # A store may still hold what a name stood for before its arguments were changed: the newest counts.
-        groups.setdefault(key_of(record.cell), {})[_first_part(record)] = record
+        group = groups.setdefault(key_of(record.cell), {})
+        group.pop(_first_part(record), None)
+        group[_first_part(record)] = record
     made = []
     for _, group in sorted(groups.items()):
-        whole = max(count for count, _ in group)
+        whole, _ = next(reversed(group))  # as the newest record was cut
         ordered = [record for (count, _), record in sorted(group.items()) if count == whole]
         made.append(Measured(tuple(ordered), tuple(tuple(results.observations(record)) for record in ordered)))
     return made

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from harness.gate.verdict import Kind
 from harness.spec import Value
+from harness.statistics.windows import SUMS
 
 
 class Alpha(Value):
@@ -42,7 +43,8 @@ class TaskRule(Value):
 class Limit(Value):
     """A bound on one metric: in its own unit (`at_most`, `at_least`) or as a share of the baseline's (`margin`).
 
-    Without a bound the metric is shown and not judged.
+    Without a bound the metric is shown and not judged. With `margin`, `slack` is tolerated on top, in the metric's own
+    unit: a divergence of next to nothing doubles with every rounding, and a share of it says nothing.
     """
 
     metric: str
@@ -50,6 +52,17 @@ class Limit(Value):
     at_most: float | None = None
     at_least: float | None = None
     margin: float | None = Field(default=None, gt=0, lt=1)
+    slack: float = Field(default=0.0, ge=0)
+
+    @property
+    def bound(self) -> float | None:
+        """The one bound that is given, whatever it is a bound of."""
+        return next((one for one in (self.margin, self.at_most, self.at_least) if one is not None), None)
+
+    @property
+    def is_bound(self) -> bool:
+        """True when the metric is judged, and not only shown."""
+        return self.bound is not None
 
     @model_validator(mode="after")
     def _one_bound(self) -> Limit:
@@ -86,6 +99,9 @@ class SuiteRule(Value):
             raise ValueError("scores are judged by margin, scale and tasks; limits are for the other kinds")
         if self.kind != "accuracy" and not self.limits:
             raise ValueError(f"a rule of kind {self.kind} needs limits")
+        unknown = [limit.metric for limit in self.limits if limit.metric not in SUMS]
+        if self.kind == "fidelity" and unknown:
+            raise ValueError(f"fidelity has no {unknown[0]}; it has {', '.join(sorted(SUMS))}")
         if self.kind == "speed" and any((limit.at_most or limit.at_least) is not None for limit in self.limits):
             raise ValueError("speed is judged by margin: times of two machines or nights have no common scale")
         if self.kind in ("memory", "size") and any(limit.at_least is not None for limit in self.limits):

@@ -60,16 +60,24 @@ class Difference:
     remedy: str = ""
 
 
+def may_differ(pattern: str) -> bool:
+    """True when a pattern of `allow_different` fits a field that is compared; names after a dot are anybody's."""
+    open_ended = tuple(field.partition("<")[0] for field in FIELDS if "<" in field)
+    return pattern.startswith(open_ended) or any(fnmatchcase(field, pattern) for field in FIELDS)
+
+
 def preflight(candidate: Measured, baseline: Measured, policy: Policy) -> tuple[Mismatch, ...]:
     """Gives every difference that matters for scores and fidelity; `machine_mismatches` has those for speed."""
+    # Of a suite in parts, what one side stopped before is not what the other has more.
+    ours, theirs = candidate.shared_parts(baseline), baseline.shared_parts(candidate)
     found = [
         *_specification(candidate, baseline, policy),
         *_identity(candidate.identity, baseline.identity),
         *_same_weights(candidate, baseline),
-        *_same_answers(candidate, baseline),
+        *_same_answers(ours, theirs),
         *_versions(candidate.records[0], baseline.records[0]),
-        *_items(candidate, baseline),
-        *_answers(candidate, baseline, policy),
+        *_items(ours, theirs),
+        *_answers(ours, theirs, policy),
     ]
     return _judged(found, candidate, policy)
 

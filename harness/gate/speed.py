@@ -46,7 +46,8 @@ SAME = "the very bytes of the baseline: on one runtime they have one speed"
 class Speeds:
     """A cell's interleaved launches by what was timed, and what happened while they were measured.
 
-    There are none where both sides are the `same_artifact`: bytes do not race against themselves.
+    There are none where both sides are the `same_artifact`: bytes do not race against themselves. Where there are none
+    although they were wanted, `notes` say why.
     """
 
     launches: Mapping[Timed, Sequence[Launch]]
@@ -57,7 +58,8 @@ class Speeds:
 def speed_trials(
     candidate: Measured, baseline: Measured, rule: SuiteRule, *, speeds: Speeds | None, noise: NoiseFloor | None = None
 ) -> Iterator[Trial]:
-    """Yields a trial for each limit of the rule and each shape that was timed."""
+    """Yields a trial for each limit of the rule and each shape that was timed, by the candidate or by the baseline."""
+    yield from _gone(candidate, baseline, rule)
     for (evaluation, task, name), metric in sorted(candidate.metrics.items()):
         for limit in rule.limits:
             if name == limit.metric and fnmatchcase(task, limit.task):
@@ -78,11 +80,31 @@ def speed_trials(
                     continue
                 found = speeds.launches.get((evaluation, task, name), ()) if speeds else ()
                 if not found or limit.margin is None:
-                    yield _alone(place, limit, metric, baseline.metrics.get((evaluation, task, name)))
+                    told = f"not timed by turns: {'; '.join(speeds.notes)}" if speeds and speeds.notes else ALONE
+                    yield _alone(place, limit, told, (metric, baseline.metrics.get((evaluation, task, name))))
                     continue
                 notes, known = speeds.notes if speeds else (), noise.speed(candidate.key, place) if noise else None
                 sd = known.block_sd if known else None
                 yield _tested(place, limit, found, (metric.higher_is_better, metric.unit, sd, notes))
+
+
+def _gone(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Iterator[Trial]:
+    """Yields what the baseline timed and the candidate did not, of what the rule bounds."""
+    if candidate.is_emulated or baseline.is_emulated:
+        return
+    for evaluation, task, name in sorted(baseline.metrics.keys() - candidate.metrics.keys()):
+        for limit in rule.limits:
+            if name == limit.metric and fnmatchcase(task, limit.task) and limit.is_bound:
+                place = Place(
+                    label=candidate.label,
+                    candidate=candidate.cell.id,
+                    baseline=baseline.cell.id,
+                    suite=candidate.cell.suite.name,
+                    evaluation=evaluation,
+                    task=task,
+                    metric=name,
+                )
+                yield _open(place, limit, "the candidate has no such number, and the baseline has", Verdict.MISSING)
 
 
 def own_noise(launches: Sequence[Launch]) -> float | None:
@@ -105,10 +127,11 @@ def _open(place: Place, limit: Limit, reason: str, verdict: Verdict) -> Trial:
     return Trial(finding, settled=verdict)
 
 
-def _alone(place: Place, limit: Limit, ours: Metric, theirs: Metric | None) -> Trial:
+def _alone(place: Place, limit: Limit, reason: str, both: tuple[Metric, Metric | None]) -> Trial:
     """Shows two launches of two times beside each other; nothing follows from them."""
+    ours, theirs = both
     verdict = Verdict.NOT_JUDGED if limit.margin is None else Verdict.INCONCLUSIVE
-    trial = _open(place, limit, ALONE, verdict)
+    trial = _open(place, limit, reason, verdict)
     known = {
         "baseline": theirs.value if theirs else None,
         "candidate": ours.value,
@@ -142,7 +165,7 @@ def _tested(
         notes=(
             *notes,
             *(
-                [f"the margin of {limit.margin:.1%} is within the machine's noise: three sd are used"]
+                [f"the margin of {limit.margin:.1%} is within the machine's noise: to fail, three sd must be lost"]
                 if widened
                 else []
             ),
@@ -152,21 +175,25 @@ def _tested(
             ),
         ),
     )
-    tests = slow_down(ratio, margin=margin, higher_is_better=higher_is_better) if margin is not None else None
-    if margin is None or tests is None:
+    # What the noise widens is what must be proven to fail; a pass still has to be within the policy's own margin.
+    passes = slow_down(ratio, margin=limit.margin, higher_is_better=higher_is_better)
+    fails = slow_down(ratio, margin=margin, higher_is_better=higher_is_better) if margin is not None else None
+    if margin is None or passes is None or fails is None:
         why = f"{ratio.n} blocks; {BLOCKS_MIN} are needed to know the noise" if margin is None else ratio.reason
         return Trial(finding.model_copy(update={"reason": why}), settled=Verdict.INCONCLUSIVE)
     harm = slow_down(ratio, margin=0.0, higher_is_better=higher_is_better)
     told = {
-        "p_accept": tests.p_accept,
-        "p_breach": tests.p_breach,
+        "p_accept": passes.p_accept,
+        "p_breach": fails.p_breach,
         "p_harm": harm.p_breach if harm else None,
     }
 
-    def plan(alpha_accept: float, alpha_breach: float) -> MoreItems | None:
-        return _more_blocks(ratio, margin, (alpha_accept, alpha_breach), higher_is_better=higher_is_better)
+    lost = -math.log(ratio.value) if higher_is_better else math.log(ratio.value)
 
-    return Trial(finding.model_copy(update=told), p_accept=tests.p_accept, p_breach=tests.p_breach, plan=plan)
+    def plan(alpha_accept: float, alpha_breach: float) -> MoreItems | None:
+        return _more_blocks(ratio, (limit.margin or 0.0, margin), (alpha_accept, alpha_breach), lost=lost)
+
+    return Trial(finding.model_copy(update=told), p_accept=passes.p_accept, p_breach=fails.p_breach, plan=plan)
 
 
 def _typical(launches: Sequence[Launch], side: str) -> float:
@@ -174,13 +201,16 @@ def _typical(launches: Sequence[Launch], side: str) -> float:
 
 
 def _more_blocks(
-    ratio: SpeedRatio, margin: float, alphas: tuple[float, float], *, higher_is_better: bool
+    ratio: SpeedRatio, margins: tuple[float, float], alphas: tuple[float, float], *, lost: float
 ) -> MoreItems | None:
-    """Gives how many more blocks would settle it with 80 % power, by the normal approximation; None on the margin."""
-    lost = -math.log(ratio.value) if higher_is_better else math.log(ratio.value)
-    room = -math.log1p(-margin) - max(lost, 0.0)
-    if ratio.n < 2 or room == 0:
+    """Gives how many more blocks would settle it with 80 % power, by the normal approximation; None in between.
+
+    `margins` and `alphas` are those of a pass and of a failure; `lost` is the loss of speed as a logarithm.
+    """
+    to_pass, to_fail = (-math.log1p(-margin) - max(lost, 0.0) for margin in margins)
+    room, alpha = (to_pass, alphas[0]) if to_pass > 0 else (to_fail, alphas[1])
+    if ratio.n < 2 or room == 0 or (to_pass <= 0 <= to_fail):
         return None
-    quantile = NormalDist().inv_cdf(1 - alphas[room < 0]) + NormalDist().inv_cdf(0.8)
+    quantile = NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(0.8)
     needed = math.ceil((quantile * statistics.stdev(ratio.blocks) / room) ** 2)
     return MoreItems(max(1, needed - ratio.n), "accept" if room > 0 else "breach")

@@ -71,8 +71,8 @@ class ClusteredPairs:
     The spread of clusters knows nothing of answers that differ nowhere yet: ten items alike would prove that all are.
     So where most answers are unchanged, and for items that are right or wrong, the variance a test may use is never
     below the one most likely if the mean were zero (`contrasts.null_variance`, with the best and the worst answer of
-    the scale from 0 to 1 among those that may come), enlarged by the clusters' design effect. Where most scores moved
-    a little, or their scale has no ends, the spread speaks for itself.
+    the scale among those that may come), enlarged by the clusters' design effect. The scale is from 0 to 1, or as far
+    as any score reaches beyond. Where most scores moved a little the spread speaks for itself.
     """
 
     own_N: npt.NDArray[np.float64]
@@ -105,11 +105,17 @@ class ClusteredPairs:
 
     @property
     def is_sparse(self) -> bool:
-        """True when few changes carry the spread: scores of 0 to 1 that are mostly unchanged, or only 0 or 1."""
+        """True when few changes carry the spread: scores that are mostly unchanged, or only 0 or 1."""
         sides = (self.own_N, self.other_N)
-        if any(side.min() < 0 or side.max() > 1 for side in sides):
-            return False
         return bool(all(np.isin(side, (0, 1)).all() for side in sides) or (self.own_N == self.other_N).mean() >= 0.5)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The worst and the best score there may be: 0 and 1, or those seen that are beyond."""
+        return (
+            min(0.0, float(self.own_N.min()), float(self.other_N.min())),
+            max(1.0, float(self.own_N.max()), float(self.other_N.max())),
+        )
 
     def covariance(self, one_N: npt.NDArray[np.float64], two_N: npt.NDArray[np.float64]) -> float:
         """Gives the CR1 covariance of two means over items; of at least two clusters."""
@@ -129,7 +135,8 @@ class ClusteredPairs:
         z_N = own * self.own_N - other * self.other_N + shift
         values, counts = np.unique(z_N, return_counts=True)
         # The best and the worst answer there could have been, unseen as they may be.
-        kinds = [*values.tolist(), own + shift, shift - other]
+        worst, best = self.ends
+        kinds = [*values.tolist(), own * best - other * worst + shift, own * worst - other * best + shift]
         null = null_variance([*counts.tolist(), 0, 0], kinds)
         return max(seen, null / self.n * self._design_effect(seen, float(z_N.var(ddof=1)) / self.n))
 
@@ -190,9 +197,10 @@ def clustered_difference(pairs: Pairs, clusters: Sequence[str], *, level: float 
 
     low, high = value - reach, value + reach
     if sums.is_sparse:
-        # A difference of such scores cannot leave [-1, 1], so an end that nothing rules out is the end of the scale.
-        below, above = _outwards(excess, max(-1.0, low), -1.0), _outwards(excess, min(1.0, high), 1.0)
-        low, high = -1.0 if below is None else below, 1.0 if above is None else above
+        # A difference of such scores cannot leave the scale, so an end that nothing rules out is the end of the scale.
+        most = sums.ends[1] - sums.ends[0]
+        below, above = _outwards(excess, max(-most, low), -most), _outwards(excess, min(most, high), most)
+        low, high = -most if below is None else below, most if above is None else above
     return Estimate(value, Interval(low=low, high=high, level=level, method=CLUSTER_T), pairs.n)
 
 

@@ -15,7 +15,8 @@ times as many false proofs as promised, and these do not: ten answers alike prov
 repeated answers and items in clusters: Student's t of the clusters' spread, held up by that likeliest error where few
 answers differ (see `clusters`). Several tasks are strata of one sum, Σ w z̄ (see `contrasts.Contrast`).
 
-Known: a t test of a few clusters takes them as alike; fewer than ten is a thin ground.
+Known: a t test of a few clusters takes them as alike; fewer than ten is a thin ground, and 20 to 60 unequal ones made
+a nominal 5 % into 6.0 to 6.6 % in simulations.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ def _planned_variances(task: Pairs, line: Line, alone: bool) -> tuple[float, flo
     z = [own - line.keep * other for own, other in zip(task.candidate, task.reference, strict=True)]
     squares = math.fsum((own - other) ** 2 for own, other in zip(task.candidate, task.reference, strict=True))
     # What a change is worth when it comes: as much as those seen, or all of the scale where none was.
-    worth = squares / changed if changed else 1.0
+    worst, best = ClusteredPairs.of(task).ends
+    worth = squares / changed if changed else (best - worst) ** 2
     found = variance(z) + (upper - changed) / task.n * worth
     return found, found
 

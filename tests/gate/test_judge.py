@@ -10,6 +10,7 @@ from harness.gate.policy import Alpha, TaskRule
 from harness.gate.verdict import Finding, Verdict
 from harness.record import Failure, Outcome
 from harness.spec import Suite, Use
+from harness.statistics.items import in_random_order
 from tests.gate.worlds import both, policy, scores, side, sided, suite_in_part
 from tests.reporters.world import FakeResults, answers
 
@@ -187,3 +188,51 @@ def test_a_suite_without_a_rule_is_left_alone():
     other = Suite(name="elsewhere", version="1", evaluations=(Use(use="tasks.lm_eval"),))
     known = side({"t": [1.0] * 10}, suite=other)
     assert judge([known], [known], policy(suite="quickstart")).suites == ()
+
+
+def test_a_first_look_at_which_the_baseline_scored_nothing_hides_no_later_loss():
+    names = [f"{index:04}" for index in range(400)]
+    early = set(in_random_order(names)[:80])  # the first look of five
+    baseline = side({"t": [float(name not in early) for name in names]})
+    (suite,) = judged(side({"t": [0.0] * 400}), baseline, looks=5).suites
+    assert suite.verdict is Verdict.REGRESSED  # all of the 320 that were right are lost
+
+
+@pytest.mark.parametrize("rule", ["pooled", "every_critical"])
+def test_a_dropped_item_hides_no_proven_regression(rule):
+    own, other = scores((500, 10, 390, 100))
+    found = judged(side({"t": own[:-1]}), side({"t": other}), rule=rule)
+    assert found.suites[0].verdict is Verdict.REGRESSED
+    assert "1 of the baseline's 1,000 items" in found.suites[0].reason
+    assert all(one.p_adjusted is not None for one in found.findings)
+
+
+def test_a_gain_of_all_tasks_together_is_no_harm_though_more_items_were_lost_than_won():
+    # 15 won and 30 lost of 1,020 items; by task -2.5 and +50 points.
+    found = findings((900, 5, 30, 65), (5, 10, 0, 5))
+    assert found["t0"].harm
+    pooled = found["all tasks together"]
+    assert pooled.p_harm is not None
+    assert pooled.p_harm <= 0.05
+    assert not pooled.harm
+
+
+def test_a_baseline_that_stopped_early_is_compared_on_the_parts_it_has():
+    own, other = scores((9000, 20, 20, 2960))
+    baseline, candidate = parts(other, own, of=4, kept=2)
+    (suite,) = judged(candidate, baseline, margin=0.02).suites
+    assert suite.verdict is Verdict.NON_INFERIOR
+    assert suite.finding is not None
+    assert suite.finding.counts is not None
+    assert suite.finding.counts.n <= 6000
+
+
+def test_of_a_suite_that_was_cut_otherwise_the_newest_records_count():
+    results = FakeResults()
+    for index, (started, suite) in enumerate([("2026-01-01", suite_in_part(1, 4)), ("2026-01-02", None)]):
+        rows = answers("t", [float(index)] * 10)
+        made = sided(rows, changes={"started_at": started}, **({"suite": suite} if suite else {}))
+        results.add(made.records[0], rows)
+    (found,) = measured(results)
+    assert found.part_count == 1
+    assert {item.score for item in found.items["tasks.lm_eval", "t"].values()} == {1.0}

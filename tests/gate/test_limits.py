@@ -55,7 +55,7 @@ def test_a_divergence_above_its_limit_is_tested_by_window():
 
 def test_a_divergence_below_its_limit_is_no_pass():
     found = judged(
-        sided(windows([1e-4, 2e-4, 3e-4])),
+        sided(windows([1e-4, 2e-4, 3e-4, 4e-4])),
         sided(windows(KLS)),
         policy("fidelity", Limit(metric="kl_mean", at_most=0.1)),
     )
@@ -144,3 +144,85 @@ def test_the_items_that_tell_most_are_losses_with_a_large_change_of_margin():
     found = changed_items(sided(after), sided(before))
     assert [(one.sample, one.won) for one in found] == [("0001", False), ("0000", False), ("0003", True)]
     assert found[0].candidate == "r1"
+
+
+BOUNDED = (
+    ("fidelity", Limit(metric="kl_mean", margin=0.25), windows(KLS), ()),
+    ("memory", Limit(metric="peak_bytes", margin=0.1), (), [metric("peak_bytes", 1e9, "probes.memory", "m", unit="B")]),
+    ("speed", Limit(metric="decode_tps", margin=0.1), (), [metric("decode_tps", 50.0, "probes.speed", "d", unit="x")]),
+)
+
+
+@pytest.mark.parametrize(("kind", "limit", "rows", "metrics"), BOUNDED)
+def test_a_series_that_only_the_baseline_has_is_missing_and_no_pass(kind, limit, rows, metrics):
+    scored = answers("t", [1.0] * 10)
+    before = sided([*scored, *rows], changes={"metrics": metrics})
+    found = judged(sided(scored), before, policy(kind, limit))
+    assert found.verdict is Verdict.MISSING
+    shown = limit.model_copy(update={"margin": None})
+    assert not judge([sided(scored)], [before], policy(kind, shown)).findings
+
+
+def test_windows_that_were_not_read_are_missing_and_hide_no_regression():
+    limit, known = Limit(metric="kl_mean", margin=0.25), sided(windows(KLS))
+    found = judged(sided(windows(KLS[:3])), known, policy("fidelity", limit))
+    assert found.verdict is Verdict.MISSING
+    assert found.reason == "1 of the baseline's 4 windows were not read"
+    worse = judged(sided(windows([20 * kl for kl in KLS[:3]])), known, policy("fidelity", limit))
+    assert worse.verdict is Verdict.REGRESSED
+
+
+def test_a_measure_of_fidelity_that_does_not_exist_is_a_mistake():
+    with pytest.raises(ValueError, match="fidelity has no kl_meen"):
+        policy("fidelity", Limit(metric="kl_meen", at_most=0.1))
+
+
+def test_launches_by_turns_count_wherever_the_baseline_was_pinned_and_their_failure_is_told():
+    probe = [metric("decode_tps", 50.0, "probes.speed", "decode", unit="tokens/s")]
+    here, there = (
+        side({"t": [1.0]}, changes={"metrics": probe, "machine": {"hard": {"kernel": kernel}}}) for kernel in "12"
+    )
+    rules = policy("speed", Limit(metric="decode_tps", margin=0.05), breach=0.001)
+    (suite,) = judge([here], [there], rules).suites
+    assert suite.verdict is Verdict.NOT_COMPARABLE
+    found = judged(here, there, rules, speeds={here.key: Speeds(timed(1.0))})
+    assert found.verdict is Verdict.NON_INFERIOR
+    told = judged(here, here, rules, speeds={here.key: Speeds({}, notes=("the candidate failed in block 2",))})
+    assert told.verdict is Verdict.INCONCLUSIVE
+    assert told.reason == "not timed by turns: the candidate failed in block 2"
+
+
+def test_a_slack_keeps_next_to_nothing_from_counting_as_growth():
+    barely, more = windows([1e-7, 1.2e-7, 1.1e-7]), windows([3e-7, 3.4e-7, 3.1e-7])
+    strict, lenient = (Limit(metric="kl_mean", margin=0.25, slack=slack) for slack in (0.0, 0.002))
+    assert judged(sided(more), sided(barely), policy("fidelity", strict)).verdict is Verdict.REGRESSED
+    assert judged(sided(more), sided(barely), policy("fidelity", lenient)).verdict is Verdict.NOT_JUDGED
+    # 1.5 times the divergence, and .05 nats of it tolerated: .35 * 1.5 - .35 * 1.25 = .0875 a token is beyond.
+    grown = [1.5 * kl + 0.0001 * index for index, kl in enumerate(KLS)]
+    found = judged(
+        sided(windows(grown)), sided(windows(KLS)), policy("fidelity", Limit(metric="kl_mean", margin=0.25, slack=0.05))
+    )
+    excess = [own - 1.25 * other - 0.05 for own, other in zip(grown, KLS, strict=True)]
+    assert found.p_breach == pytest.approx(ttest_1samp(excess, 0.0, alternative="greater").pvalue)
+
+
+def test_a_noisy_machine_makes_failing_harder_and_passing_no_easier():
+    probe = [metric("decode_tps", 50.0, "probes.speed", "decode", unit="tokens/s")]
+    known = side({"t": [1.0]}, changes={"metrics": probe})
+    rules = policy("speed", Limit(metric="decode_tps", margin=0.02))
+    # 6 % slower is beyond the margin of 2 % and within three sd of noise of about 4 %: neither a pass nor a failure.
+    found = judged(known, known, rules, speeds={known.key: Speeds(timed(0.94, blocks=12, noise=0.04))})
+    assert found.margin is not None
+    assert found.margin > 0.06
+    assert found.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_decision_before_all_is_measured_is_as_strict_as_the_whole():
+    from tests.gate.worlds import both
+    from tests.gate.worlds import policy as accuracy
+
+    candidate, baseline = both(t=(600, 0, 12, 388))  # p = 2^-12 = .00024
+    rules = accuracy(scale="difference", margin=0.0001)
+    assert judge([candidate], [baseline], rules).suites[0].verdict is Verdict.REGRESSED
+    early = judge([candidate], [baseline], rules, evidence=Evidence(tests=50))
+    assert early.suites[0].verdict is not Verdict.REGRESSED

@@ -314,3 +314,11 @@ def test_items_that_were_asked_for_settle_it_as_often_as_promised():
     passed = [score_statistic(tuple(map(int, draw)), margin=0.02, scale="difference") > 1.6449 for draw in draws]
     # 400 draws at 0.8 have a standard deviation of 0.02.
     assert np.mean(passed) == pytest.approx(0.8, abs=0.06)
+
+
+def test_ten_scores_alike_prove_nothing_on_a_scale_of_a_hundred_either():
+    for scale in ("retention", "difference"):
+        alike = Pairs((50.0, 60.0) * 5, (50.0, 60.0) * 5)
+        found = loss_test([alike], margin=0.01, scale=scale)
+        assert found.p_accept is not None
+        assert found.p_accept > 0.05
