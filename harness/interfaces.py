@@ -38,8 +38,9 @@ Progress = Callable[[float | None, str], None]
 class Artifact:
     """A folder of files that was fetched or built, with its facts. `path` is the folder.
 
-    Formats: `hf` a Hugging Face model directory, `grid` the same with linear weights on declared integer grids, `gguf`
-    a folder with exactly one `*.gguf`, `text` a corpus (`train.txt` and `heldout.txt`, documents separated by a form
+    Formats: `hf` a Hugging Face model directory, `grid` the same with linear weights on declared integer grids,
+    `packed` the same with weights packed as the `quantization_config` in its configuration says, `gguf` a folder with
+    exactly one `*.gguf`, `text` a corpus (`train.txt` and `heldout.txt`, documents separated by a form
     feed, and where it has questions with answers `train.pairs.jsonl` and `heldout.pairs.jsonl`), `files` anything else.
     """
 
@@ -125,7 +126,9 @@ class Stage(Plugin, Protocol):
     """One compression step.
 
     `consumes` are formats, `produces` is one, or `same` (SAME): the one that came in. `emulated` says that the stage
-    quantizes and leaves the weights unpacked; what comes after keeps that name as long as the format stays.
+    quantizes and leaves the weights unpacked; what comes after keeps that name as long as the format stays. A stage
+    that packs is not emulated: whether a runtime computes with what is packed shows when it has loaded it
+    (`Identity.unpacked`).
     """
 
     consumes: ClassVar[frozenset[str]]

@@ -183,7 +183,7 @@ class _Planner:
     def _converted(self, before: Build, accepted: Mapping[str, Sequence[Use]], wanted: tuple[str, Cell]) -> Build:
         who, cell = wanted
         if before.format not in accepted:
-            raise _unopenable(who, before, accepted)
+            raise _unopenable(who, before, accepted, is_runtime=who == cell.runtime.use)
         for use in accepted[before.format]:
             before = self._staged(before, use, cell)
         return before
@@ -232,13 +232,17 @@ def _keeps_grid_or_refuse(use: Use, stage: Stage, before: Build) -> None:
 WHY = {
     "gguf": "its weights are packed in blocks, which have no gradient and no neurons to remove",
     "grid": "its weights lie on a quantization grid, which this stage would leave",
+    "packed": "its weights are packed into codes and scales, which nothing but a runtime reads",
 }
 """Why a stage that needs plain weights cannot work on a format; put into refusals."""
 
 
-def _unopenable(who: str, before: Build, accepted: Mapping[str, Sequence[Use]]) -> Unsupported:
+def _unopenable(who: str, before: Build, accepted: Mapping[str, Sequence[Use]], *, is_runtime: bool) -> Unsupported:
     """Gives the refusal of a stage or runtime for the format before it."""
     reason = f"{who} opens {', '.join(sorted(accepted))}, and {before.label} gives {before.format}"
+    if is_runtime:
+        remedy = f"choose a runtime that opens {before.format}, or leave the combination out with an exclusion"
+        return Unsupported(reason, remedy=remedy)
     if before.format in WHY and "hf" in accepted:
         maker = before.label.partition("(")[0]
         return Unsupported(f"{reason}: {WHY[before.format]}", remedy=f"put {who} before {maker} in the pipeline")

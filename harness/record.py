@@ -99,7 +99,8 @@ class Metric(Value):
 class Identity(Value):
     """What was really loaded, read from the loaded weights and never from a configuration.
 
-    `tensor_types` counts weights by storage type as packed (`{"q4_K": 88_000_000, "f32": 35_000}`).
+    `tensor_types` counts weights by storage type as packed (`{"q4_K": 88_000_000, "f32": 35_000}`). `unpacked` says
+    that weights lie packed in the files and were unpacked to be computed with: speed and memory are then not theirs.
     """
 
     weights_digest: str
@@ -111,6 +112,7 @@ class Identity(Value):
     tokenizer_hash: str
     chat_template_hash: str | None = None
     runtime_version: str = ""
+    unpacked: bool = False
     caveats: tuple[str, ...] = ()
 
     @property

@@ -199,7 +199,8 @@ class _Measuring:
             started = time.perf_counter()
             session = stack.enter_context(plugins.runtime(cell.runtime).open(artifact, hardware=cell.hardware))
             self.seconds["open"] = time.perf_counter() - started
-            self.partial["identity"] = session.identity
+            identity = session.identity
+            self.partial["identity"] = identity
             rows = stack.enter_context((self.job.folder / "observations.jsonl").open("w", encoding="utf-8"))
             for index, evaluation in enumerate(evaluations):
                 context = EvaluationContext(
@@ -212,7 +213,8 @@ class _Measuring:
                     progress=_part(self.progress, index, len(evaluations), cell.suite.evaluations[index]),
                 )
                 self._evaluate(cell.suite.evaluations[index], (evaluation, session, context), rows)
-        return self.answer(Outcome.EMULATED if artifact.facts.emulated else Outcome.OK, None)
+        is_emulated = artifact.facts.emulated or identity.unpacked
+        return self.answer(Outcome.EMULATED if is_emulated else Outcome.OK, None)
 
     def _evaluate(self, use: Use, parts: tuple[Evaluation, Session, EvaluationContext], rows: TextIO) -> None:
         evaluation, session, context = parts

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from harness.record import Identity
+from harness.runtimes._hf_load import is_quantized
+from harness.stages.quantize.headers import PLAIN_FLOATS, read_headers
 
 
 def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Identity:
@@ -27,19 +29,31 @@ def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) ->
     stored = list(unique([*model.parameters(), *model.buffers()]))
     weights = list(unique(model.state_dict().values()))
     packed = [tensor for tensor in weights if not tensor.is_floating_point() and tensor.numel() > 1]
+    quantized = is_quantized(model)
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     return Identity(
         weights_digest=file_digest(files),
         weights_disk_bytes=sum(file.stat().st_size for file in files),
         weights_memory_bytes=sum(tensor.untyped_storage().nbytes() for tensor in stored),
-        parameters=architecture_size(model.config) if packed else sum(t.numel() for t in unique(model.parameters())),
+        parameters=architecture_size(model.config)
+        if packed or quantized
+        else sum(t.numel() for t in unique(model.parameters())),
         tensor_types=tensor_types(weights),
         kernel=_kernel(model, packed),
         tokenizer_hash=tokenizer_hash(tokenizer, directory),
         chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         runtime_version=f"transformers {transformers.__version__}",
-        caveats=("packed weights are counted by the architecture they stand for",) if packed else (),
+        unpacked=quantized and _is_unpacked(stored, directory),
+        caveats=("packed weights are counted by the architecture they stand for",) if packed or quantized else (),
     )
+
+
+def _is_unpacked(stored: Iterable[torch.Tensor], directory: Path) -> bool:
+    """True when most of the codes that lie in the files are nowhere in memory: they were turned into plain floats."""
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    in_memory = sum(tensor.nbytes for tensor in stored if tensor.dtype not in plain)
+    parts = [part for module in read_headers(directory).values() for part in module.values()]
+    return 2 * in_memory < sum(part.bytes for part in parts if part.dtype not in PLAIN_FLOATS)
 
 
 def tensor_types(weights: Iterable[torch.Tensor]) -> dict[str, int]:

@@ -47,8 +47,10 @@ def load_model(path: Path, *, dtype: str, attention: str, hardware: Hardware) ->
         raise Unsupported(f"transformers cannot open {path.name}: {error}", remedy=_REMEDY) from error
     model, info = loaded
     require_faithful(model, info)
-    model.to(hardware.device)
-    return model.eval().requires_grad_(False)
+    model.to(hardware.device).eval().requires_grad_(False)
+    if is_quantized(model):
+        _settle(model)
+    return model
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -69,15 +71,30 @@ def require_device(hardware: Hardware) -> None:
         )
 
 
+def is_quantized(model: Any) -> bool:
+    """True when the model's configuration says that its weights were quantized."""
+    return model.config.to_dict().get("quantization_config") is not None
+
+
+def _settle(model: PreTrainedModel) -> None:
+    """Reads one token, after which the weights are what they will be computed with.
+
+    A quantizer may leave weights packed until the first forward pass and unpack all of them then: before that neither
+    their bytes nor the time of a pass are those of the model that is measured.
+    """
+    with torch.no_grad():
+        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+
+
 def require_faithful(model: Any, info: dict[str, Collection[Any]]) -> None:
     """Raises when the weights in memory are not exactly those on disk, read as what they are."""
     problems = {kind: sorted(str(key) for key in keys) for kind, keys in info.items() if keys}
-    is_quantized = model.config.to_dict().get("quantization_config") is not None
-    if is_quantized and vars(model).get("hf_quantizer") is None:
+    quantized = is_quantized(model)
+    if quantized and vars(model).get("hf_quantizer") is None:
         raise Unsupported("the weights are quantized and transformers read them as if they were not", remedy=_REMEDY)
     if not problems:
         return
     found = "; ".join(f"{kind}: {', '.join(keys[:3])} ({len(keys)} in all)" for kind, keys in problems.items())
-    if is_quantized:
+    if quantized:
         raise Unsupported(f"transformers does not understand this quantized checkpoint: {found}", remedy=_REMEDY)
     raise CorruptArtifact(f"the checkpoint does not match its own configuration: {found}")

@@ -58,7 +58,7 @@ class Transformers:
 
     @property
     def formats(self) -> Mapping[str, tuple[Use, ...]]:
-        return {"hf": (), "grid": ()}
+        return {"hf": (), "grid": (), "packed": ()}
 
     def open(self, artifact: Artifact, *, hardware: Hardware) -> AbstractContextManager[Session]:
         if artifact.format not in self.formats:
