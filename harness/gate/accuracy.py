@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from harness.gate.measured import Measured
 from harness.gate.policy import Policy, SuiteRule
-from harness.gate.trial import Trial
-from harness.gate.verdict import POOLED, Counts, Finding, Number, Place, Verdict
+from harness.gate.trial import Trial, place_of
+from harness.gate.verdict import POOLED, Counts, Finding, Number, Verdict
 from harness.statistics.clusters import clustered_difference, clustered_retention
 from harness.statistics.contrasts import Pairs
 from harness.statistics.items import Paired, Task, in_random_order
@@ -62,7 +62,7 @@ class Accuracy:
 
     def _task(self, asked: Asked) -> Trial:
         found = asked.paired
-        place = self._place(asked.task)
+        place = place_of(self.candidate, self.baseline, (*asked.task, "score"))
         expected = found.missing + found.unlike + len(found.names)
         counts = Counts(n=len(found.names), missing=found.missing, extra=found.extra, unlike=found.unlike)
         empty = Finding(
@@ -82,22 +82,12 @@ class Accuracy:
 
     def _pooled(self, asked: Sequence[Asked]) -> Trial:
         n = sum(len(one.paired.names) for one in asked)
-        place = self._place(("", POOLED))
+        place = place_of(self.candidate, self.baseline, ("", POOLED, "score"))
         whole = Finding(
             place=place, kind="accuracy", verdict=Verdict.MISSING, critical=False, scale=self.rule.scale,
             margin=self.rule.margin, counts=Counts(n=n),
         )  # fmt: skip
         return self._tested(whole, [replace(one, margin=self.rule.margin) for one in asked])
-
-    def _place(self, task: Task) -> Place:
-        return Place(
-            label=self.candidate.label,
-            candidate=self.candidate.cell.id,
-            baseline=self.baseline.cell.id,
-            suite=self.candidate.cell.suite.name,
-            evaluation=task[0],
-            task=task[1],
-        )
 
     def _tested(self, empty: Finding, asked: Sequence[Asked]) -> Trial:
         pairs = [one.paired.pairs for one in asked if one.paired.pairs is not None]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from harness.gate.measured import Measured
 from harness.gate.policy import Limit, SuiteRule
-from harness.gate.trial import Trial
+from harness.gate.trial import Trial, place_of
 from harness.gate.verdict import Counts, Finding, Kind, Number, Place, Verdict
 from harness.record import Interval, Observation
 from harness.statistics import windows
@@ -33,7 +33,7 @@ def fidelity_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) ->
     for task in (*ours, *(task for task in theirs if task not in ours)):
         rows, others = ours.get(task, []), theirs.get(task, [])
         for limit in (limit for limit in rule.limits if fnmatchcase(task[1], limit.task)):
-            place = _place(candidate, baseline, (*task, limit.metric))
+            place = place_of(candidate, baseline, (*task, limit.metric))
             if rows and windows.knows(rows, limit.metric):
                 yield _complete(_fidelity(place, limit, rows, others), limit, rows, others)
             elif others and windows.knows(others, limit.metric) and limit.is_bound:
@@ -62,7 +62,7 @@ def size_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Ite
     for limit in rule.limits:
         if limit.metric == "size_bytes":
             ours, theirs = candidate.side().size_bytes, baseline.side().size_bytes
-            place = _place(candidate, baseline, ("", "", limit.metric))
+            place = place_of(candidate, baseline, ("", "", limit.metric))
             if ours is not None:
                 yield _bytes(place, limit, (ours, theirs))
             elif theirs is not None and limit.is_bound:
@@ -71,7 +71,7 @@ def size_trials(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Ite
             continue
         found, known = (_measured(side, limit) for side in (candidate, baseline))
         for what in sorted(found.keys() | known.keys()):
-            place = _place(candidate, baseline, what)
+            place = place_of(candidate, baseline, what)
             if what in found:
                 yield _bytes(place, limit, (found[what], known.get(what)))
             elif limit.is_bound:
@@ -92,18 +92,6 @@ def _windows(side: Measured) -> dict[tuple[str, str], list[Observation]]:
     for row in (row for part in side.rows for row in part if windows.is_window(row)):
         found.setdefault((row.evaluation, row.task), []).append(row)
     return found
-
-
-def _place(candidate: Measured, baseline: Measured, what: tuple[str, str, str]) -> Place:
-    return Place(
-        label=candidate.label,
-        candidate=candidate.cell.id,
-        baseline=baseline.cell.id,
-        suite=candidate.cell.suite.name,
-        evaluation=what[0],
-        task=what[1],
-        metric=what[2],
-    )
 
 
 def _fidelity(place: Place, limit: Limit, ours: Sequence[Observation], theirs: Sequence[Observation]) -> Trial:

@@ -18,7 +18,7 @@ from statistics import NormalDist
 from harness.gate.measured import Measured
 from harness.gate.noise import NoiseFloor
 from harness.gate.policy import Limit, SuiteRule
-from harness.gate.trial import Trial
+from harness.gate.trial import Trial, place_of
 from harness.gate.verdict import Counts, Finding, Number, Place, Verdict
 from harness.record import Metric
 from harness.statistics.launches import (
@@ -63,15 +63,7 @@ def speed_trials(
     for (evaluation, task, name), metric in sorted(candidate.metrics.items()):
         for limit in rule.limits:
             if name == limit.metric and fnmatchcase(task, limit.task):
-                place = Place(
-                    label=candidate.label,
-                    candidate=candidate.cell.id,
-                    baseline=baseline.cell.id,
-                    suite=candidate.cell.suite.name,
-                    evaluation=evaluation,
-                    task=task,
-                    metric=name,
-                )
+                place = place_of(candidate, baseline, (evaluation, task, name))
                 if candidate.is_emulated or baseline.is_emulated:
                     yield _open(place, limit, "unpacked weights have no speed of their own", Verdict.NOT_JUDGED)
                     continue
@@ -95,15 +87,7 @@ def _gone(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Iterator[
     for evaluation, task, name in sorted(baseline.metrics.keys() - candidate.metrics.keys()):
         for limit in rule.limits:
             if name == limit.metric and fnmatchcase(task, limit.task) and limit.is_bound:
-                place = Place(
-                    label=candidate.label,
-                    candidate=candidate.cell.id,
-                    baseline=baseline.cell.id,
-                    suite=candidate.cell.suite.name,
-                    evaluation=evaluation,
-                    task=task,
-                    metric=name,
-                )
+                place = place_of(candidate, baseline, (evaluation, task, name))
                 yield _open(place, limit, "the candidate has no such number, and the baseline has", Verdict.MISSING)
 
 

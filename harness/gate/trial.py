@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from harness.gate.measured import Measured
 from harness.gate.policy import Alpha
-from harness.gate.verdict import Finding, Verdict
+from harness.gate.verdict import Finding, Place, Verdict
 from harness.statistics.multiplicity import holm
 from harness.statistics.noninferiority import MoreItems
 
@@ -65,3 +66,16 @@ def corrected(trials: Sequence[Trial], *, tests: int = 0) -> list[float | None]:
     found = [trial.p_breach for trial in trials if trial.p_breach is not None]
     adjusted = iter(holm([*found, *[1.0] * (tests - len(found))]))
     return [None if trial.p_breach is None else next(adjusted) for trial in trials]
+
+
+def place_of(candidate: Measured, baseline: Measured, what: tuple[str, str, str]) -> Place:
+    """Gives where a finding about an evaluation's task and metric belongs."""
+    return Place(
+        label=candidate.label,
+        candidate=candidate.cell.id,
+        baseline=baseline.cell.id,
+        suite=candidate.cell.suite.name,
+        evaluation=what[0],
+        task=what[1],
+        metric=what[2],
+    )
