@@ -217,6 +217,7 @@ def test_a_cell_that_failed_outside_the_policy_is_in_the_decision_with_the_exit_
     assert answered(good, 0, []) == good
 
 
+@pytest.mark.slow
 def test_changed_artifacts_are_timed_by_turns_and_unchanged_ones_are_not(folder: Path) -> None:
     probe = "{use: probes.speed, args: {prompt_tokens: [8], decode_tokens: 4, repeats: 2, warmup_s: 0.0}}"
     (folder / "s.yaml").write_text(f"name: s\nversion: 1\nevaluations: [{probe}]\n")
