@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from harness import baselines, gating, plan, plugins, reporting
 from harness.cache import Cache
@@ -23,8 +25,8 @@ from harness.gate.measured import PART, Key, Measured, key_of, measured
 from harness.gate.noise import NoiseFloor
 from harness.gate.policy import Policy, SuiteRule
 from harness.gate.speed import Speeds
-from harness.gate.verdict import EXIT_NOT_COMPARABLE, EXIT_REGRESSED, Decision, Mismatch, Verdict
-from harness.interleaving import Arm, Interleaved, Pinned, Schedule, interleave
+from harness.gate.verdict import EXIT_NOT_COMPARABLE, EXIT_REGRESSED, Decision, Kind, Verdict
+from harness.interleaving import Arm, Pinned, Schedule, interleave
 from harness.matrix import Matrix
 from harness.matrix import load as load_matrix
 from harness.nights import SUFFIX, Nights
@@ -40,10 +42,7 @@ SERIES = "night"
 
 @dataclass(frozen=True)
 class Night:
-    """What a night needs: the matrix, the policy, the baseline if there is one, and where things are.
-
-    `folder` is the night's store; `launches` holds what was launched by turns.
-    """
+    """What a night needs: the matrix, the policy, the baseline if there is one, its own folder and the artifacts'."""
 
     matrix: Matrix
     policy: Policy
@@ -141,7 +140,6 @@ class Progressing:
 
     def _decided(self, suite: str) -> set[Key]:
         """Gives the cells that the parts so far prove to be good or bad."""
-        assert self.night.baseline is not None
         sides = [side for side in measured(self.night.store) if side.cell.suite.name == suite]
         found = self._so_far(sides)
         settled = {Verdict.NON_INFERIOR, Verdict.REGRESSED}
@@ -164,19 +162,22 @@ class Progressing:
 
     def _so_far(self, sides: Sequence[Measured]) -> Judgement:
         """Judges what is there, as strictly as the whole night will be."""
-        assert self.night.baseline is not None
-        before = measured(self.night.baseline.store)
-        evidence = Evidence(tests=planned_tests(before, self.night.policy))
-        return judge(sides, before, self.night.policy, evidence=evidence)
+        return judge(sides, self._before, self.night.policy, evidence=Evidence(tests=self._planned))
 
-    def time(self) -> tuple[dict[Key, Speeds], list[Mismatch]]:
-        """Launches the timed cells by turns with the baseline's artifacts; gives the speeds and what forbade some."""
-        baseline = self.night.baseline
-        if baseline is None:
-            return {}, []
-        pinned = {side.key: side for side in measured(baseline.store)}
+    @cached_property
+    def _before(self) -> list[Measured]:
+        """The baseline's sides; none without one."""
+        return measured(self.night.baseline.store) if self.night.baseline else []
+
+    @cached_property
+    def _planned(self) -> int:
+        """How many numbers the whole night will be corrected for."""
+        return planned_tests(self._before, self.night.policy)
+
+    def time(self) -> dict[Key, Speeds]:
+        """Launches the timed cells by turns with the baseline's artifacts; gives what came of it by cell."""
+        pinned = {side.key: side for side in self._before}
         speeds: dict[Key, Speeds] = {}
-        mismatches: list[Mismatch] = []
         for suite in self.night.matrix.suites:
             rule = self.night.policy.rule(suite.name, "speed")
             timed = tuple(use for use in suite.evaluations if use.use == SPEED)
@@ -187,26 +188,25 @@ class Progressing:
             for item in (*made.with_status("run"), *made.with_status("done")):
                 key = (*key_of(item.cell)[:4], suite.name, item.cell.seed)
                 if key in pinned and not pinned[key].failure and not pinned[key].is_emulated and self._is_alive(item):
-                    found = self._by_turns(Arm(made, item), pinned[key], rule)
-                    mismatches += found.mismatches
-                    speeds[key] = found.speeds
-        return speeds, mismatches
+                    speeds[key] = self._by_turns(Arm(made, item), pinned[key], rule)
+        return speeds
 
-    def _by_turns(self, arm: Arm, baseline: Measured, rule: SuiteRule) -> Interleaved:
+    def _by_turns(self, arm: Arm, baseline: Measured, rule: SuiteRule) -> Speeds:
         record = baseline.records[0]
         assert record.artifact is not None
         held = Pinned(record.artifacts["model"], record.artifact.digest)
         built = self.night.cache.get(str(arm.item.artifact))
         if built is not None and built.digest == held.digest:
-            return Interleaved(Speeds({}, same_artifact=True))
+            return Speeds({}, same_artifact=True)
         schedule = Schedule(SERIES, blocks=rule.blocks, metrics=tuple(limit.metric for limit in rule.limits))
         executor = Local(self.night.cache, Store(self.night.folder / "by-turns"), self.display)
         found = interleave(arm, baseline=replace(arm, pinned=held), schedule=schedule, executor=executor)
         why = found.reason or ", ".join(f"{one.field} differs" for one in found.mismatches)
-        if why:
-            self.display.say(f"{baseline.label}: not timed by turns: {why}")
-            return replace(found, speeds=Speeds({}, notes=(why,)))
-        return found
+        if not why:
+            return found.speeds
+        self.display.say(f"{baseline.label}: not timed by turns: {why}")
+        told = tuple(one.model_copy(update={"suite": baseline.cell.suite.name}) for one in found.mismatches)
+        return Speeds({}, notes=(why,), mismatches=told)
 
 
 def _without_suite(key: Key) -> tuple[str, ...]:
@@ -225,11 +225,7 @@ def _tiers(suites: Sequence[Suite], policy: Policy) -> Iterator[list[Suite]]:
     """Yields the suites by the lowest tier that a rule of the policy gives them; those without a rule come last."""
     tiers: dict[int, list[Suite]] = {}
     for suite in suites:
-        rules = [
-            found
-            for kind in ("fidelity", "accuracy", "memory", "size", "speed")
-            if (found := policy.rule(suite.name, kind))
-        ]
+        rules = [found for kind in get_args(Kind) if (found := policy.rule(suite.name, kind))]
         tiers.setdefault(min((rule.tier for rule in rules), default=10**6), []).append(suite)
     yield from (tiers[tier] for tier in sorted(tiers))
 
@@ -252,16 +248,13 @@ def part_of(suite: Suite, look: int, looks: int) -> Suite:
     return suite.model_copy(update={"evaluations": (*whole, *cut) if look == 1 else cut})
 
 
-def decide(
-    night: Night, speeds: Mapping[Key, Speeds], mismatches: Sequence[Mismatch], *, strict: bool
-) -> Decision | None:
+def decide(night: Night, speeds: Mapping[Key, Speeds], *, strict: bool) -> Decision | None:
     """Judges what a night measured; None without a baseline."""
     if night.baseline is None:
         return None
     noise = NoiseFloor.model_validate_json(night.baseline.noise) if night.baseline.noise else None
     evidence = Evidence(noise=noise, speeds=dict(speeds))
-    decision = gating.decide(night.store, night.baseline, night.policy, strict=strict, evidence=evidence)
-    return decision.model_copy(update={"mismatches": (*decision.mismatches, *mismatches)})
+    return gating.decide(night.store, night.baseline, night.policy, strict=strict, evidence=evidence)
 
 
 def answer(decision: Decision | None, failed: Sequence[Record]) -> int:
@@ -285,8 +278,7 @@ def run(night: Night, display: Display, *, strict: bool) -> tuple[Decision | Non
     """Runs or goes on with a night, up to its answer."""
     progressing = Progressing(night, display)
     progressing.measure()
-    speeds, mismatches = progressing.time()
-    decision = decide(night, speeds, mismatches, strict=strict)
+    decision = decide(night, progressing.time(), strict=strict)
     code = answer(decision, progressing.failed)
     return decision and answered(decision, code, progressing.failed), code
 
@@ -299,9 +291,9 @@ def start(name: str, policy: Policy, baseline: str | None, places: Places, *, st
     matrix = load_matrix(name)
     nights = Nights((places.results / f"{matrix.name}{SUFFIX}").absolute())
     wanted = baseline or matrix.name
-    known = baselines.load(wanted, results=places.results) if wanted in baselines.names(places.results) else None
-    if known is None and baseline is not None:
-        baselines.load(baseline, results=places.results)  # raises, naming those there are
+    # A baseline that was asked for by name must be there; the first night of a matrix has none.
+    is_wanted = baseline is not None or wanted in baselines.names(places.results)
+    known = baselines.load(wanted, results=places.results) if is_wanted else None
     with nights.locked():
         folder = nights.begin()
         night = Night(matrix, policy, known, folder, places.home.absolute())

@@ -103,13 +103,20 @@ def _benches(matched: Match, policy: Policy, known: tuple[Evidence, list[Mismatc
     for kind, rule in rules:
         against = [one for one in found if one.hard]
         if kind in ("speed", "memory", "size"):
-            by_turns = (known_speeds := evidence.speeds.get(ours.key)) is not None and bool(known_speeds.launches)
-            # Launches by turns are of one machine and one night, wherever the baseline was pinned.
-            machine = machine_mismatches(ours, theirs, policy) if kind == "speed" and not by_turns else ()
-            mismatches += [one for one in machine if one not in mismatches]
-            against = [one for one in machine if one.hard]
+            found_here = _against_times(ours, theirs, policy, evidence) if kind == "speed" else ()
+            mismatches += [one for one in found_here if one not in mismatches]
+            against = [one for one in found_here if one.hard]
         benches.append(_bench(matched, rule, (policy, evidence, against)))
     return [bench for bench in benches if bench.trials or bench.settled]
+
+
+def _against_times(ours: Measured, theirs: Measured, policy: Policy, evidence: Evidence) -> Sequence[Mismatch]:
+    """Gives what forbids comparing times: of launches by turns what ended them, else where the machines differ."""
+    speeds = evidence.speeds.get(ours.key)
+    # Launches by turns are of one machine and one night, wherever the baseline was pinned.
+    if speeds and (speeds.launches or speeds.mismatches):
+        return speeds.mismatches
+    return machine_mismatches(ours, theirs, policy)
 
 
 def _bench(matched: Match, rule: SuiteRule, known: tuple[Policy, Evidence, Sequence[Mismatch]]) -> _Bench:

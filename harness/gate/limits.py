@@ -20,7 +20,7 @@ from harness.record import Interval, Observation
 from harness.statistics import windows
 from harness.statistics.clusters import RatioOfSums, ratio_of_sums
 
-HIGHER_IS_BETTER = frozenset({"top1_agreement"})
+HIGHER_IS_BETTER = frozenset({"top1_agreement", "flips_wrong_to_right"})
 METHOD = "Student's t over windows of text"
 NO_NUMBER = "the candidate has no such number, and the baseline has"
 SHOWN = "shown, not judged: the policy sets no bound"
@@ -97,7 +97,8 @@ def _windows(side: Measured) -> dict[tuple[str, str], list[Observation]]:
 def _fidelity(place: Place, limit: Limit, ours: Sequence[Observation], theirs: Sequence[Observation]) -> Trial:
     name = limit.metric
     found = windows.mean(ours, name)
-    sign = -1.0 if name in HIGHER_IS_BETTER else 1.0
+    from_below = limit.at_least is not None or (limit.margin is not None and name in HIGHER_IS_BETTER)
+    sign = -1.0 if from_below else 1.0
     bound = limit.at_least if limit.at_least is not None else limit.at_most
     tested: RatioOfSums | None = found
     if limit.margin is not None:
@@ -121,7 +122,7 @@ def _fidelity(place: Place, limit: Limit, ours: Sequence[Observation], theirs: S
         counts=Counts(n=found.clusters),
         baseline=windows.mean(theirs, name).value if theirs else None,
         candidate=found.value,
-        unit="nats" if name.startswith(("kl", "nll", "ln")) else "fraction",
+        unit=windows.UNITS[name],
         measured=Number(
             value=found.value,
             interval=interval and Interval(low=interval[0], high=interval[1], method=METHOD),

@@ -19,7 +19,7 @@ from harness.gate.measured import Measured
 from harness.gate.noise import NoiseFloor
 from harness.gate.policy import Limit, SuiteRule
 from harness.gate.trial import Trial, place_of
-from harness.gate.verdict import Counts, Finding, Number, Place, Verdict
+from harness.gate.verdict import Counts, Finding, Mismatch, Number, Place, Verdict
 from harness.record import Metric
 from harness.statistics.launches import (
     BASELINE,
@@ -38,7 +38,6 @@ Timed = tuple[str, str, str]
 """An evaluation, a task and a metric."""
 METHOD = "Student's t over interleaved blocks of launches"
 ALONE = "speed was not measured by turns with the baseline; harness nightly does that"
-
 SAME = "the very bytes of the baseline: on one runtime they have one speed"
 
 
@@ -47,12 +46,13 @@ class Speeds:
     """A cell's interleaved launches by what was timed, and what happened while they were measured.
 
     There are none where both sides are the `same_artifact`: bytes do not race against themselves. Where there are none
-    although they were wanted, `notes` say why.
+    although they were wanted, `notes` say why, or `mismatches` what forbade it.
     """
 
     launches: Mapping[Timed, Sequence[Launch]]
     notes: tuple[str, ...] = ()
     same_artifact: bool = False
+    mismatches: tuple[Mismatch, ...] = ()
 
 
 def speed_trials(

@@ -48,6 +48,19 @@ COLUMNS: Mapping[str, frozenset[str]] = {
 """The columns that each of `SUMS` is made of."""
 
 
+UNITS: Mapping[str, str] = {
+    "nll": "nats",
+    "nll_reference": "nats",
+    "ln_perplexity_ratio": "nats",
+    "bits_per_byte": "bits/byte",
+    "kl_mean": "nats",
+    "top1_agreement": "fraction",
+    "flips_right_to_wrong": "fraction",
+    "flips_wrong_to_right": "fraction",
+}
+"""What each of `SUMS` is counted in."""
+
+
 def is_window(row: Observation) -> bool:
     """True for a row about a window of text, which is what `mean` can read."""
     return {"tokens", "nll", "nll_ref", "kl_mean"} <= row.values.keys()

@@ -12,7 +12,7 @@ from harness.gate.changed import changed_items
 from harness.gate.judge import Evidence, judge
 from harness.gate.policy import Limit, Policy, SuiteRule
 from harness.gate.speed import Speeds, own_noise
-from harness.gate.verdict import Finding, Verdict
+from harness.gate.verdict import Finding, Mismatch, Verdict
 from harness.record import Observation, Outcome
 from harness.statistics.launches import Launch
 from tests.gate.worlds import side, sided
@@ -226,3 +226,25 @@ def test_a_decision_before_all_is_measured_is_as_strict_as_the_whole():
     assert judge([candidate], [baseline], rules).suites[0].verdict is Verdict.REGRESSED
     early = judge([candidate], [baseline], rules, evidence=Evidence(tests=50))
     assert early.suites[0].verdict is not Verdict.REGRESSED
+
+
+def test_a_bound_from_below_is_broken_from_below_whatever_the_metric():
+    rules = policy("fidelity", Limit(metric="kl_mean", at_least=0.1))
+    found = judged(sided(windows(KLS)), sided(windows(KLS)), rules)
+    # .35 on average is above .1, so nothing speaks for a breach: p is that of the other tail.
+    assert found.p_breach == pytest.approx(ttest_1samp(KLS, 0.1, alternative="less").pvalue)
+    assert found.verdict is Verdict.NOT_JUDGED
+
+
+def test_what_forbids_launches_by_turns_makes_times_not_comparable():
+    probe = [metric("decode_tps", 50.0, "probes.speed", "decode", unit="tokens/s")]
+    known = side({"t": [1.0]}, changes={"metrics": probe})
+    other = Mismatch(
+        label=known.label, suite="quickstart", field="artifact", baseline="old", candidate="new", hard=True
+    )
+    rules = policy("speed", Limit(metric="decode_tps", margin=0.05))
+    found = judge([known], [known], rules, evidence=Evidence(speeds={known.key: Speeds({}, mismatches=(other,))}))
+    (suite,) = found.suites
+    assert suite.verdict is Verdict.NOT_COMPARABLE
+    assert "artifact" in suite.reason
+    assert found.mismatches == (other,)
