@@ -17,14 +17,13 @@ from rich.console import Console
 from harness import testing
 from harness.display import Plain
 from harness.executors.local import Local
-from harness.gate.noise import interleaved_noise
 from harness.interfaces import Progress
 from harness.interleaving import Arm, Interleaved, Pinned, Schedule, interleave
 from harness.job import Answer, BuildJob, MeasureJob
 from harness.record import Outcome, Record
 from harness.series import disturbances
 from harness.spec import Hardware, Use
-from harness.statistics.launches import log_ratio
+from harness.statistics.launches import log_ratio, noise_sd
 from harness.worker import _Building, _guarded, _Measuring
 from tests.paced import POINTS
 from tests.world import PLAIN, World, blur, matrix
@@ -355,10 +354,10 @@ def test_an_artifact_against_itself_gives_the_noise_of_the_machine(world) -> Non
     baseline, _ = arms(world)
     found = run(world, both=(baseline, baseline))
     assert told(world) == ["baseline"] * 8
-    noise = {one.metric: one for one in interleaved_noise(baseline.item.cell, found.speeds.launches)}
+    noise = {metric: noise_sd(launches) for (_, _, metric), launches in found.speeds.launches.items()}
     # The candidate's turns are faster in block 0 and slower in block 1: ± ln 1.1, whose deviation is √2 ln 1.1.
-    assert noise["decode_tps"].block_sd == pytest.approx(2**0.5 * 0.0953102, rel=1e-5)
-    assert noise["open_s"].block_sd == 0
+    assert noise["decode_tps"] == pytest.approx(2**0.5 * 0.0953102, rel=1e-5)
+    assert noise["open_s"] == 0
 
 
 @pytest.mark.parametrize(("blocks", "reruns"), [(0, 1), (1, -1)])

@@ -32,7 +32,6 @@ from harness.spec import Cell, Use, Value
 from harness.statistics.contrasts import Pairs
 from harness.statistics.intervals import wilson_interval
 from harness.statistics.items import Item, Task, pair, scored
-from harness.statistics.launches import BASELINE, Launch, noise_sd
 
 NOISE_SCHEMA = 1
 ORDER = "order_seed"
@@ -73,8 +72,8 @@ class AnswerNoise(Value):
 class SpeedNoise(Value):
     """How one metric differs between launches of the same artifact, on the scale of logarithms.
 
-    `sd_log_ratio` is the standard deviation of the logarithm of two launches' ratio. It was estimated from as much as
-    `blocks` blocks of launches by turns would have told, or `blocks` separate launches.
+    `sd_log_ratio` is the standard deviation of the logarithm of two launches' ratio, estimated from `launches` separate
+    launches; it tells as much as `blocks` blocks of launches by turns would.
     """
 
     family: str
@@ -154,38 +153,9 @@ def noise_floor(results: Results) -> NoiseFloor:
     return NoiseFloor(answers=tuple(answers), speeds=tuple(one for group in timed.values() for one in _speeds(group)))
 
 
-def interleaved_noise(cell: Cell, launches: Mapping[tuple[str, str, str], Sequence[Launch]]) -> tuple[SpeedNoise, ...]:
-    """Gives the noise of launches by turns whose two sides were the same artifact; `launches` by what was timed."""
-    family, _, runtime, hardware, suite, _ = key_of(cell)
-    found = []
-    for (evaluation, task, metric), timed in sorted(launches.items()):
-        if (sd := noise_sd(timed)) is not None:
-            found.append(
-                SpeedNoise(
-                    family=family,
-                    runtime=runtime,
-                    hardware=hardware,
-                    suite=suite,
-                    evaluation=evaluation,
-                    task=task,
-                    metric=metric,
-                    launches=len(timed),
-                    blocks=len({launch.block for launch in timed}),
-                    # A block's sides are means of h launches each: their difference varies less than one by √h.
-                    sd_log_ratio=sd * math.sqrt(statistics.harmonic_mean(_launches_a_block(timed))),
-                )
-            )
-    return tuple(found)
-
-
 def comparable(runtime: Use) -> Use:
     """Gives a runtime without what only says how many requests share a batch."""
     return Use(use=runtime.use, args={name: value for name, value in runtime.args.items() if name not in BATCHING})
-
-
-def _launches_a_block(launches: Sequence[Launch]) -> tuple[float, float]:
-    blocks, own = len({launch.block for launch in launches}), sum(launch.side == BASELINE for launch in launches)
-    return own / blocks, (len(launches) - own) / blocks
 
 
 def _is_of(family: str, reference: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from statistics import NormalDist
 
@@ -26,6 +26,7 @@ from harness.statistics.launches import (
     BLOCKS_MIN,
     CANDIDATE,
     Launch,
+    SlowDown,
     SpeedRatio,
     contaminated,
     effective_margin,
@@ -73,11 +74,12 @@ def speed_trials(
                 found = speeds.launches.get((evaluation, task, name), ()) if speeds else ()
                 if not found or limit.margin is None:
                     told = f"not timed by turns: {'; '.join(speeds.notes)}" if speeds and speeds.notes else ALONE
-                    yield _alone(place, limit, told, (metric, baseline.metrics.get((evaluation, task, name))))
+                    trial = _open(place, limit, told, Verdict.INCONCLUSIVE if limit.is_bound else Verdict.NOT_JUDGED)
+                    yield _beside(trial, metric, baseline.metrics.get((evaluation, task, name)))
                     continue
-                notes, known = speeds.notes if speeds else (), noise.speed(candidate.key, place) if noise else None
-                sd = known.block_sd if known else None
-                yield _tested(place, limit, found, (metric.higher_is_better, metric.unit, sd, notes))
+                known = noise.speed(candidate.key, place) if noise else None
+                timed = _Timed(metric, tuple(found), known.block_sd if known else None, speeds.notes if speeds else ())
+                yield timed.trial(place, limit.margin)
 
 
 def _gone(candidate: Measured, baseline: Measured, rule: SuiteRule) -> Iterator[Trial]:
@@ -111,73 +113,78 @@ def _open(place: Place, limit: Limit, reason: str, verdict: Verdict) -> Trial:
     return Trial(finding, settled=verdict)
 
 
-def _alone(place: Place, limit: Limit, reason: str, both: tuple[Metric, Metric | None]) -> Trial:
+def _beside(trial: Trial, ours: Metric, theirs: Metric | None) -> Trial:
     """Shows two launches of two times beside each other; nothing follows from them."""
-    ours, theirs = both
-    verdict = Verdict.NOT_JUDGED if limit.margin is None else Verdict.INCONCLUSIVE
-    trial = _open(place, limit, reason, verdict)
     known = {
         "baseline": theirs.value if theirs else None,
         "candidate": ours.value,
         "unit": ours.unit,
         "ratio": Number(value=ours.value / theirs.value) if theirs and theirs.value else None,
     }
-    return Trial(trial.finding.model_copy(update=known), settled=verdict)
+    return replace(trial, finding=trial.finding.model_copy(update=known))
 
 
-def _tested(
-    place: Place, limit: Limit, launches: Sequence[Launch], known: tuple[bool, str, float | None, tuple[str, ...]]
-) -> Trial:
-    higher_is_better, unit, pinned_sd, notes = known
-    assert limit.margin is not None
-    ratio = log_ratio(launches)
-    sd = max((one for one in (own_noise(launches), pinned_sd) if one is not None), default=None)
-    margin = effective_margin(limit.margin, sd=sd, blocks=ratio.n) if sd is not None else None
-    widened = margin is not None and margin > limit.margin
-    finding = Finding(
-        place=place,
-        kind="speed",
-        verdict=Verdict.INCONCLUSIVE,
-        scale="ratio",
-        margin=limit.margin if margin is None else margin,
-        counts=Counts(n=ratio.n),
-        baseline=_typical(launches, BASELINE),
-        candidate=_typical(launches, CANDIDATE),
-        unit=unit,
-        ratio=Number(value=ratio.value, interval=ratio.interval, reason=ratio.reason),
-        method=METHOD,
-        notes=(
-            *notes,
-            *(
-                [f"the margin of {limit.margin:.1%} is within the machine's noise: to fail, three sd must be lost"]
-                if widened
-                else []
-            ),
-            *(
-                f"block {one.block}: launches of the {one.side} are {one.spread:.0%} apart"
-                for one in contaminated(launches)
-            ),
-        ),
-    )
-    # What the noise widens is what must be proven to fail; a pass still has to be within the policy's own margin.
-    passes = slow_down(ratio, margin=limit.margin, higher_is_better=higher_is_better)
-    fails = slow_down(ratio, margin=margin, higher_is_better=higher_is_better) if margin is not None else None
-    if margin is None or passes is None or fails is None:
-        why = f"{ratio.n} blocks; {BLOCKS_MIN} are needed to know the noise" if margin is None else ratio.reason
-        return Trial(finding.model_copy(update={"reason": why}), settled=Verdict.INCONCLUSIVE)
-    harm = slow_down(ratio, margin=0.0, higher_is_better=higher_is_better)
-    told = {
-        "p_accept": passes.p_accept,
-        "p_breach": fails.p_breach,
-        "p_harm": harm.p_breach if harm else None,
-    }
+@dataclass(frozen=True)
+class _Timed:
+    """What was timed by turns, the deviation of blocks that a pinned noise floor knows, and what happened meanwhile."""
 
-    lost = -math.log(ratio.value) if higher_is_better else math.log(ratio.value)
+    metric: Metric
+    launches: tuple[Launch, ...]
+    pinned_sd: float | None
+    notes: tuple[str, ...]
 
-    def plan(alpha_accept: float, alpha_breach: float) -> MoreItems | None:
-        return _more_blocks(ratio, (limit.margin or 0.0, margin), (alpha_accept, alpha_breach), lost=lost)
+    def trial(self, place: Place, tolerated: float) -> Trial:
+        """Tests the loss of speed against the tolerated one to pass, and against that or the noise to fail."""
+        ratio = log_ratio(self.launches)
+        margin = self._margin_to_fail(tolerated, blocks=ratio.n)
+        finding = self._finding(place, ratio, tolerated if margin is None else margin).model_copy(
+            update={"notes": (*self.notes, *self._told(tolerated, margin))}
+        )
+        passes, harm = self._test(ratio, tolerated), self._test(ratio, 0.0)
+        fails = None if margin is None else self._test(ratio, margin)
+        if margin is None or passes is None or fails is None:
+            why = f"{ratio.n} blocks; {BLOCKS_MIN} are needed to know the noise" if margin is None else ratio.reason
+            return Trial(finding.model_copy(update={"reason": why}), settled=Verdict.INCONCLUSIVE)
+        told = {
+            "p_accept": passes.p_accept,
+            "p_breach": fails.p_breach,
+            "p_harm": harm.p_breach if harm else None,
+        }
+        lost = -math.log(ratio.value) if self.metric.higher_is_better else math.log(ratio.value)
 
-    return Trial(finding.model_copy(update=told), p_accept=passes.p_accept, p_breach=fails.p_breach, plan=plan)
+        def plan(alpha_accept: float, alpha_breach: float) -> MoreItems | None:
+            return _more_blocks(ratio, (tolerated, margin), (alpha_accept, alpha_breach), lost=lost)
+
+        return Trial(finding.model_copy(update=told), p_accept=passes.p_accept, p_breach=fails.p_breach, plan=plan)
+
+    def _margin_to_fail(self, tolerated: float, *, blocks: int) -> float | None:
+        """Gives the margin that noise widens; a pass still has to be within what is tolerated."""
+        sd = max((one for one in (own_noise(self.launches), self.pinned_sd) if one is not None), default=None)
+        return None if sd is None else effective_margin(tolerated, sd=sd, blocks=blocks)
+
+    def _test(self, ratio: SpeedRatio, margin: float) -> SlowDown | None:
+        return slow_down(ratio, margin=margin, higher_is_better=self.metric.higher_is_better)
+
+    def _finding(self, place: Place, ratio: SpeedRatio, margin: float) -> Finding:
+        return Finding(
+            place=place,
+            kind="speed",
+            verdict=Verdict.INCONCLUSIVE,
+            scale="ratio",
+            margin=margin,
+            counts=Counts(n=ratio.n),
+            baseline=_typical(self.launches, BASELINE),
+            candidate=_typical(self.launches, CANDIDATE),
+            unit=self.metric.unit,
+            ratio=Number(value=ratio.value, interval=ratio.interval, reason=ratio.reason),
+            method=METHOD,
+        )
+
+    def _told(self, tolerated: float, margin: float | None) -> Iterator[str]:
+        if margin is not None and margin > tolerated:
+            yield f"the margin of {tolerated:.1%} is within the machine's noise: to fail, three sd must be lost"
+        for one in contaminated(self.launches):
+            yield f"block {one.block}: launches of the {one.side} are {one.spread:.0%} apart"
 
 
 def _typical(launches: Sequence[Launch], side: str) -> float:

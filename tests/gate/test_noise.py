@@ -7,12 +7,11 @@ import statistics
 import pytest
 
 from harness.gate.measured import key_of
-from harness.gate.noise import NoiseFloor, comparable, excess_flips, interleaved_noise, noise_floor
+from harness.gate.noise import NoiseFloor, comparable, excess_flips, noise_floor
 from harness.gate.verdict import Place
 from harness.record import Metric, Outcome, Record
 from harness.spec import Model, Suite, Use
 from harness.statistics.intervals import wilson_interval
-from harness.statistics.launches import BASELINE, CANDIDATE, Launch
 from tests.reporters.world import LLAMA_CPP, TRANSFORMERS, FakeResults, answers, cell
 
 PLACE = Place(label="", candidate="", baseline="", suite="quickstart", evaluation="tasks.lm_eval", task="arc_easy")
@@ -153,22 +152,10 @@ def test_the_noise_of_speed_is_the_spread_of_log_ratios_between_launches() -> No
     assert noise_floor(results).speed(key_of(cell("Q4")), place) == found
 
 
-def test_launches_by_turns_of_one_artifact_give_the_noise_of_blocks() -> None:
-    # The blocks' log ratios are ln 1.1 and -ln 1.1: their standard deviation is √2 ln 1.1.
-    sides = [(BASELINE, 1.0), (CANDIDATE, 1.1), (CANDIDATE, 1.1), (BASELINE, 1.0)]
-    other = [(BASELINE, 1.1), (CANDIDATE, 1.0), (CANDIDATE, 1.0), (BASELINE, 1.1)]
-    launches = [Launch(side, block, (value,)) for block, turns in enumerate((sides, other)) for side, value in turns]
-    (found,) = interleaved_noise(cell("reference"), {("probes.speed", "decode", "decode_tps"): launches})
-    assert found.block_sd == pytest.approx(math.sqrt(2) * math.log(1.1))
-    assert (found.blocks, found.launches) == (2, 8)
-
-
-def test_one_launch_or_one_block_tells_nothing_of_noise() -> None:
+def test_one_launch_tells_nothing_of_noise() -> None:
     results = FakeResults()
     results.add(Record(cell=cell("reference"), outcome=Outcome.OK, metrics=(metric(100.0),)))
     assert noise_floor(results).speeds == ()
-    one = [Launch(BASELINE, 0, (1.0,)), Launch(CANDIDATE, 0, (1.0,))]
-    assert interleaved_noise(cell("reference"), {("e", "t", "m"): one}) == ()
 
 
 def test_a_floor_is_read_back_as_it_was_written() -> None:
