@@ -76,8 +76,9 @@ def planned_tests(baselines: Sequence[Measured], policy: Policy) -> int:
 
 def judge_matches(matches: Iterable[Match], policy: Policy, *, evidence: Evidence | None = None) -> Judgement:
     """Judges pairs of cells; breaches are corrected over all of them together."""
-    known, mismatches = evidence or Evidence(), list[Mismatch]()
-    benches = [bench for matched in matches for bench in _benches(matched, policy, (known, mismatches))]
+    known = evidence or Evidence()
+    court = _Court(policy, known)
+    benches = [bench for matched in matches for bench in court.benches(matched)]
     trials = [trial for bench in benches for trial in (*bench.trials, *([bench.pooled] if bench.pooled else []))]
     tests = max(known.tests, sum(trial.p_breach is not None for trial in trials))
     decided = {
@@ -86,61 +87,62 @@ def judge_matches(matches: Iterable[Match], policy: Policy, *, evidence: Evidenc
     }
     suites = tuple(bench.settled or _suite(bench, decided) for bench in benches)
     findings = tuple(decided.values())
-    return Judgement(suites, findings, tuple(mismatches), tuple(_warnings(suites, mismatches)))
+    return Judgement(suites, findings, tuple(court.mismatches), tuple(_warnings(suites, court.mismatches)))
 
 
-def _benches(matched: Match, policy: Policy, known: tuple[Evidence, list[Mismatch]]) -> list[_Bench]:
-    """Gives a bench for each kind of number that the policy judges in the matched cell's suite."""
-    name = matched.side.cell.suite.name
-    rules = [(kind, rule) for kind in KINDS if (rule := policy.rule(name, kind))]
-    ours, theirs = matched.candidate, matched.baseline
-    if ours is None or theirs is None or ours.failure or theirs.failure:
-        return [_without_numbers(matched, rule) for _, rule in rules[:1]]
-    evidence, mismatches = known
-    found = preflight(ours, theirs, policy)
-    mismatches += found
-    benches = []
-    for kind, rule in rules:
-        against = [one for one in found if one.hard]
-        if kind in ("speed", "memory", "size"):
-            found_here = _against_times(ours, theirs, policy, evidence) if kind == "speed" else ()
-            mismatches += [one for one in found_here if one not in mismatches]
-            against = [one for one in found_here if one.hard]
-        benches.append(_bench(matched, rule, (policy, evidence, against)))
-    return [bench for bench in benches if bench.trials or bench.settled]
+@dataclass
+class _Court:
+    """Takes matched cells apart into benches, and collects in what their sides differ."""
 
+    policy: Policy
+    evidence: Evidence
+    mismatches: list[Mismatch] = field(default_factory=list)
 
-def _against_times(ours: Measured, theirs: Measured, policy: Policy, evidence: Evidence) -> Sequence[Mismatch]:
-    """Gives what forbids comparing times: of launches by turns what ended them, else where the machines differ."""
-    speeds = evidence.speeds.get(ours.key)
-    # Launches by turns are of one machine and one night, wherever the baseline was pinned.
-    if speeds and (speeds.launches or speeds.mismatches):
-        return speeds.mismatches
-    return machine_mismatches(ours, theirs, policy)
+    def benches(self, matched: Match) -> list[_Bench]:
+        """Gives a bench for each kind of number that the policy judges in the matched cell's suite."""
+        name = matched.side.cell.suite.name
+        rules = [rule for kind in KINDS if (rule := self.policy.rule(name, kind))]
+        ours, theirs = matched.candidate, matched.baseline
+        if ours is None or theirs is None or ours.failure or theirs.failure:
+            return [_without_numbers(matched, rule) for rule in rules[:1]]
+        about_answers = preflight(ours, theirs, self.policy)
+        self.mismatches += about_answers
+        benches = []
+        for rule in rules:
+            found = about_answers if rule.kind in ("fidelity", "accuracy") else ()
+            if rule.kind == "speed":
+                found = self._about_times(ours, theirs)
+                self.mismatches += [one for one in found if one not in self.mismatches]
+            if forbids := sorted({one.field for one in found if one.hard}):
+                reason = f"the two sides differ in {', '.join(forbids)}"
+                settled = _settled(matched, rule, Verdict.NOT_COMPARABLE, reason)
+                benches.append(_Bench(matched, rule, settled=settled))
+            else:
+                benches.append(self._bench(matched, rule, ours=ours, theirs=theirs))
+        return [bench for bench in benches if bench.trials or bench.settled]
 
+    def _about_times(self, ours: Measured, theirs: Measured) -> tuple[Mismatch, ...]:
+        """Gives what forbids comparing times: of launches by turns what ended them, else where the machines differ."""
+        speeds = self.evidence.speeds.get(ours.key)
+        # Launches by turns are of one machine and one night, wherever the baseline was pinned.
+        if speeds and (speeds.launches or speeds.mismatches):
+            return speeds.mismatches
+        return machine_mismatches(ours, theirs, self.policy)
 
-def _bench(matched: Match, rule: SuiteRule, known: tuple[Policy, Evidence, Sequence[Mismatch]]) -> _Bench:
-    policy, evidence, against = known
-    ours, theirs = matched.candidate, matched.baseline
-    assert ours is not None
-    assert theirs is not None
-    bench = _Bench(matched, rule)
-    if against:
-        fields = ", ".join(sorted({one.field for one in against}))
-        bench.settled = _settled(matched, rule, Verdict.NOT_COMPARABLE, f"the two sides differ in {fields}")
-    elif rule.kind == "accuracy":
-        accuracy = Accuracy(policy, rule, ours, theirs)
-        bench.trials, bench.pooled = accuracy.trials(_asked(ours, theirs, rule))
-        bench.trials = [_with_noise(trial, ours, evidence.noise) for trial in bench.trials]
-    elif rule.kind == "fidelity":
-        bench.trials = list(fidelity_trials(ours, theirs, rule))
-    elif rule.kind == "speed":
-        bench.trials = list(
-            speed_trials(ours, theirs, rule, speeds=evidence.speeds.get(ours.key), noise=evidence.noise)
-        )
-    else:
-        bench.trials = list(size_trials(ours, theirs, rule))
-    return bench
+    def _bench(self, matched: Match, rule: SuiteRule, *, ours: Measured, theirs: Measured) -> _Bench:
+        noise, bench = self.evidence.noise, _Bench(matched, rule)
+        if rule.kind == "accuracy":
+            accuracy = Accuracy(self.policy, rule, ours, theirs)
+            bench.trials, bench.pooled = accuracy.trials(_asked(ours, theirs, rule))
+            bench.trials = [_with_noise(trial, ours, noise) for trial in bench.trials]
+        elif rule.kind == "fidelity":
+            bench.trials = list(fidelity_trials(ours, theirs, rule))
+        elif rule.kind == "speed":
+            speeds = self.evidence.speeds.get(ours.key)
+            bench.trials = list(speed_trials(ours, theirs, rule, speeds=speeds, noise=noise))
+        else:
+            bench.trials = list(size_trials(ours, theirs, rule))
+        return bench
 
 
 def _asked(ours: Measured, theirs: Measured, rule: SuiteRule) -> list[Asked]:
