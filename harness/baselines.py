@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from harness.errors import StoreError, closest
 from harness.spec import Value, digest
-from harness.store import RECORD, ROWS, Store, disk_errors
+from harness.store import RECORD, ROWS, Store, disk_errors, write_aside
 
 FOLDER = "baselines"
 SCHEMA_VERSION = 1
@@ -117,7 +117,7 @@ def _pinned(name: str, store: Store, root: Path, noise: str | None) -> Pin:
         aside.rename(root / made.digest)
     before = _current(root).history if (root / CURRENT).exists() else ()
     history = (*(one for one in before if one != made.digest), made.digest)
-    _write_aside(root / CURRENT, Current(digest=made.digest, history=history).model_dump_json(indent=1))
+    write_aside(root / CURRENT, Current(digest=made.digest, history=history).model_dump_json(indent=1))
     return made
 
 
@@ -179,9 +179,3 @@ def _digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _write_aside(file: Path, text: str) -> None:
-    aside = file.with_name(file.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(file)

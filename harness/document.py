@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import SpecError, closest
+from harness.spec import Use
 
 T = TypeVar("T", bound=BaseModel)
 Path_ = tuple[Hashable, ...]
@@ -66,6 +67,15 @@ def read(text: str, shape: type[T], *, origin: Path) -> T:
         # A misspelt key is both unknown and missing; the unknown one says more.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         raise _spec_error(first, shape, file, lines) from None
+
+
+def use(said: str, *, option: str) -> Use:
+    """Gives a plug-in from what an option says: its name, or with arguments what a matrix would say. Raises SpecError.
+
+    >>> use("{use: pipelines, args: {extrapolate_to: 8e9}}", option="--with").args
+    {'extrapolate_to': 8000000000.0}
+    """
+    return read(said, Use, origin=Path(option)) if said.startswith("{") else Use(use=said)
 
 
 def _parse(text: str, file: Path) -> tuple[yaml.Node, Any]:

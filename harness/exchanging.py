@@ -7,23 +7,15 @@ not stored again.
 
 from __future__ import annotations
 
-import errno
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
 from harness import document, plugins
-from harness.errors import SourceError, StoreError
+from harness.errors import SourceError
 from harness.interfaces import Exporter, Imported, Importer
 from harness.record import Record
-from harness.spec import Use
-from harness.store import RUNNING_ROWS, Store, read_rows
-
-FULL_OR_CLOSED = frozenset(
-    {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
-)
+from harness.store import RUNNING_ROWS, Store, disk_errors, read_rows
 
 
 def import_into(form: str | None, files: Iterable[Path], store: Store) -> list[Record]:
@@ -42,8 +34,8 @@ def import_into(form: str | None, files: Iterable[Path], store: Store) -> list[R
 def export(form: str, store: Store, out: Path) -> list[Path]:
     """Writes a store's latest records in a foreign form and gives the files. Raises StoreError, SourceError."""
     store.latest_with_folders()  # raises when there is nothing to write, before a folder is made
-    exporter = cast(Exporter, plugins.build("exporters", _use(form)))
-    with _disk_errors(out, "choose another folder with --out"):
+    exporter = cast(Exporter, plugins.build("exporters", document.use(form, option="--format")))
+    with disk_errors(out, what="the files", option="--out"):
         out.mkdir(parents=True, exist_ok=True)
         written = exporter.write(store, out)
     if not written:
@@ -81,38 +73,17 @@ def _described(file: Path) -> str:
 
 
 def _importer(form: str) -> Importer:
-    return cast(Importer, plugins.build("importers", _use(form)))
-
-
-def _use(said: str) -> Use:
-    """Gives a plug-in from its name or, with arguments, from what a matrix would say: `{use: ..., args: {...}}`."""
-    return document.read(said, Use, origin=Path("--format")) if said.startswith("{") else Use(use=said)
+    return cast(Importer, plugins.build("importers", document.use(form, option="--format")))
 
 
 def _is_there(store: Store, one: Imported) -> bool:
-    cell = one.record.cell.id
-    attempts = [path for path in store.root.glob(f"*--{cell}/attempt-*") if path.suffix != ".partial"]
+    attempts = store.attempts(one.record.cell)
     return any(store.read(path) == one.record and tuple(read_rows(path)) == one.rows for path in attempts)
 
 
 def _put(store: Store, one: Imported) -> None:
     with store.attempt(one.record.cell) as folder:
-        # Escaped, so that a line separator inside an answer does not end the line.
-        lines = (json.dumps(row.model_dump(mode="json"), ensure_ascii=True) + "\n" for row in one.rows)
-        with (
-            _disk_errors(folder, "free space there, or give another folder with --results"),
-            (folder / RUNNING_ROWS).open("w", encoding="utf-8") as rows,
-        ):
-            rows.writelines(lines)
+        with disk_errors(folder):
+            rows = "".join(f"{row.model_dump_json()}\n" for row in one.rows)
+            (folder / RUNNING_ROWS).write_text(rows, encoding="utf-8")
         store.put(one.record, folder)
-
-
-@contextmanager
-def _disk_errors(folder: Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL_OR_CLOSED:
-            raise
-        reason = f"the files cannot be written: {error.strerror}"
-        raise StoreError(reason, file=error.filename or folder, remedy=remedy) from error

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from harness.errors import StoreError
 from harness.spec import Value
-from harness.store import ROWS, Store, disk_errors
+from harness.store import ROWS, Store, disk_errors, write_aside
 
 SUFFIX = "-nights"
 LOCK, NIGHT = "lock", "night.json"
@@ -133,10 +133,8 @@ def read(folder: Path) -> Night:
 
 
 def write(folder: Path, night: Night) -> None:
-    """Writes it aside and renames it."""
-    aside = folder / f"{NIGHT}.partial"
-    aside.write_text(night.model_dump_json(indent=1), encoding="utf-8")
-    aside.rename(folder / NIGHT)
+    """Writes when a night began and ended."""
+    write_aside(folder / NIGHT, night.model_dump_json(indent=1))
 
 
 def _now() -> str:

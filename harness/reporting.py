@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import document, plugins
-from harness.errors import StoreError, UserError
-from harness.spec import Use
-from harness.store import Store
+from harness.errors import UserError
+from harness.store import Store, disk_errors
 
 
 def write(store: Store, out: Path, names: Sequence[str]) -> list[Path]:
     """Writes a report with the named reporters, or with all that can run here. Raises UserError."""
     store.latest_with_folders()  # raises when there is nothing to report, before a folder is made
-    try:
+    with disk_errors(out, what="the report", option="--out"):
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
         for name in names or default_reporters():
-            written.extend(plugins.reporter(_use(name)).render(store, out))
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EDQUOT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise
-        raise StoreError(
-            f"the report cannot be written: {error.strerror}",
-            file=error.filename or out,
-            remedy="choose another folder with --out",
-        ) from error
+            written.extend(plugins.reporter(document.use(name, option="--with")).render(store, out))
     return written
-
-
-def _use(said: str) -> Use:
-    """Gives a reporter from its name or, with arguments, from what a matrix would say: `{use: ..., args: {...}}`."""
-    return document.read(said, Use, origin=Path("--with")) if said.startswith("{") else Use(use=said)
 
 
 def default_reporters() -> list[str]:

@@ -34,6 +34,8 @@ T = TypeVar("T", Record, Cell)
 LOCK, CELL, RECORD = "lock", "cell.json", "record.json"
 ROWS = "observations.parquet"
 RUNNING_ROWS = "observations.jsonl"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST})
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Store:
             except BlockingIOError as error:
                 raise StoreError("another harness is measuring this cell", file=folder, remedy="wait for it") from error
             with disk_errors(self.root):
-                _write_aside(folder / CELL, cell.model_dump_json())
+                write_aside(folder / CELL, cell.model_dump_json())
             yield folder
 
     def put(self, record: Record, partial: Path) -> Path:
         """Completes an attempt: rows to Parquet, the record beside them, then one rename. Gives the folder."""
         with disk_errors(self.root):
             _rows_to_parquet(partial)
-            _write_aside(partial / RECORD, record.model_dump_json(indent=1))
+            write_aside(partial / RECORD, record.model_dump_json(indent=1))
             return _complete(partial)
 
     def recover(self) -> list[Record]:
@@ -190,7 +192,8 @@ def _lines(file: Path) -> list[str]:
     return [line for line in text.split("\n") if line.endswith("}")]
 
 
-def _write_aside(file: Path, text: str) -> None:
+def write_aside(file: Path, text: str) -> None:
+    """Writes a file beside its place and renames it, so that nobody reads half of it."""
     aside = file.with_name(file.name + ".partial")
     aside.write_text(text, encoding="utf-8")
     aside.rename(file)
@@ -228,24 +231,16 @@ def _other_schema(file: Path, found: object) -> StoreError:
 
 
 @contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
-    """Turns a disk that is full, closed or no folder into a StoreError that says what to do."""
+def disk_errors(folder: Path, *, what: str = "records", option: str = "--results") -> Iterator[None]:
+    """Turns a disk that is full, closed or no folder into a StoreError that says what to do.
+
+    `what` was to be written, and `option` names another folder for it.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EDQUOT,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
+        if error.errno not in FULL | CLOSED:
             raise
-        remedy = (
-            "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give another folder with --results"
-        )
-        raise StoreError(
-            f"records cannot be written: {error.strerror}", file=error.filename or root, remedy=remedy
-        ) from error
+        remedy = "free space there" if error.errno in FULL else f"give another folder with {option}"
+        reason = f"{what} cannot be written: {error.strerror}"
+        raise StoreError(reason, file=error.filename or folder, remedy=remedy) from error
