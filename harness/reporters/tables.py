@@ -11,6 +11,7 @@ from harness.interfaces import Results
 from harness.reporters import export, sections
 from harness.reporters.answer import answer
 from harness.reporters.notes import notes_section
+from harness.reporters.proofs import stored_section
 from harness.reporters.summary import Summary, summarize
 
 FIGURES = (
@@ -69,6 +70,7 @@ def _page(summary: Summary) -> Iterator[str]:
         ("What the runtime alone changes", sections.runtime_section(summary)),
         ("Speed and memory", sections.speed_section(summary)),
         ("Cost of compressing", sections.cost_section(summary)),
+        ("What is stored, as proved from the files", stored_section(summary)),
         ("What did not run, and why", sections.trouble_section(summary)),
         ("Notes", notes_section(summary)),
     ):

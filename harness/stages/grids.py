@@ -101,6 +101,10 @@ def report_grids(out: Path, grids: Mapping[str, Gridded], *, report: BuildReport
     """
     from safetensors import safe_open
 
+    from harness.stages.quantize.architecture import read_architecture
+    from harness.stages.quantize.coverage import summary
+    from harness.stages.quantize.coverage_grid import prove_grid
+
     if not grids:
         return
     write_grids(out, grids)
@@ -116,6 +120,8 @@ def report_grids(out: Path, grids: Mapping[str, Gridded], *, report: BuildReport
     if missing := set(grids) - seen:
         raise CorruptArtifact(f"{out}: {len(missing)} weights on a grid were not saved, first {min(missing)}")
     report.nominal_bytes = nominal
+    proof = prove_grid(out, {name: gridded.grid for name, gridded in grids.items()}, read_architecture(out))
+    report.notes["coverage"] = summary(proof)
 
 
 def _require_on_grid(name: str, weight_RC: Tensor, gridded: Gridded) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.errors import CorruptArtifact, SpecError, Unsupported
+from harness.errors import CorruptArtifact, ModelError, SpecError, Unsupported
 from harness.interfaces import Artifact, StageContext
 from harness.spec import Hardware
 
@@ -58,7 +58,10 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def load_model(artifact: Artifact, *, dtype: torch.dtype, hardware: Hardware) -> PreTrainedModel:
-    """Gives the model in evaluation mode on the device. Raises CorruptArtifact when the files do not fit the model."""
+    """Gives the model in evaluation mode on the device.
+
+    Raises CorruptArtifact when the files do not fit the model, and ModelError when a weight is no finite number.
+    """
     from transformers import AutoModelForCausalLM
 
     require_unpacked(artifact)
@@ -69,7 +72,15 @@ def load_model(artifact: Artifact, *, dtype: torch.dtype, hardware: Hardware) ->
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         raise CorruptArtifact(f"{artifact.path}: the weights do not fit the model: {wrong}")
+    require_finite(model)
     return cast("PreTrainedModel", model.to(hardware.device).eval())
+
+
+def require_finite(model: PreTrainedModel) -> None:
+    """Raises ModelError when a weight is NaN or infinite: a quantizer would turn it into a code like any other."""
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ModelError(f"{name} holds numbers that are not finite, so there is nothing to compress")
 
 
 def load_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:

@@ -83,17 +83,17 @@ def prove(folder: Path, architecture: Architecture) -> Coverage:
         claim = declaration.claim(module) if module in architecture.linears or _looks_packed(parts) else None
         if claim is None:
             _require_plain(module, parts)
-            plain.extend(_plain(module, parts, architecture))
+            plain.extend(plain_tensors(module, parts, architecture))
             continue
         fact = read_packed(module, claim.layout, parts).model_copy(update={"activations": claim.activations})
         _require_as_claimed(fact, claim)
         _require_as_built(fact, architecture.linears.get(module))
         quantized.append(fact)
-        plain.extend(_plain(module, {name: parts[name] for name in ("bias",) if name in parts}, architecture))
+        plain.extend(plain_tensors(module, {name: parts[name] for name in ("bias",) if name in parts}, architecture))
     _require_every_linear(modules, architecture)
     if not quantized:
         raise ModelError(f"no weight is packed, though the configuration declares {declaration.method}")
-    return _totals(declaration.method, quantized, plain, architecture)
+    return total(declaration.method, quantized, plain, architecture)
 
 
 def report_coverage(out: Path, coverage: Coverage, *, report: BuildReport) -> None:
@@ -163,7 +163,8 @@ def _require_every_linear(modules: Mapping[str, Parts], architecture: Architectu
         raise ModelError(f"{len(lost)} linear layers have no tensors in the files, first {lost[0]}")
 
 
-def _plain(module: str, parts: Parts, architecture: Architecture) -> Iterable[PlainTensor]:
+def plain_tensors(module: str, parts: Parts, architecture: Architecture) -> Iterable[PlainTensor]:
+    """Yields the tensors of a module that are stored as they are, each with what it is part of."""
     for part, stored in parts.items():
         yield PlainTensor(
             name=f"{module}.{part}",
@@ -182,9 +183,10 @@ def _role(module: str, part: str, architecture: Architecture) -> Literal["linear
     return "linear" if module in architecture.linears and part == "weight" else "other"
 
 
-def _totals(
+def total(
     method: str, quantized: list[PackedLinear], plain: list[PlainTensor], architecture: Architecture
 ) -> Coverage:
+    """Adds up a proof from the facts of every tensor."""
     packed_bytes, packed = sum(fact.bytes for fact in quantized), sum(fact.weights for fact in quantized)
     plain_bytes, kept = sum(one.bytes for one in plain), sum(one.parameters for one in plain)
     ends = (architecture.embedding, architecture.head)

@@ -79,6 +79,8 @@ class QuantizeGguf:
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
         from harness.stages.quantize import llama_cpp_quantizer as packing
+        from harness.stages.quantize.coverage import report_coverage
+        from harness.stages.quantize.coverage_gguf import prove_gguf
 
         file = packing.float_gguf(source.path)
         matrix = None
@@ -87,6 +89,8 @@ class QuantizeGguf:
         job = packing.Job(file, out / "model.gguf", TYPES[self.type], pure=self.pure, keep_output=self.keep_output)
         packing.quantize(job, matrix=matrix, threads=context.hardware.threads, progress=context.progress)
         packing.describe(job.target, wanted=self.type, report=context.report)
+        if self.type not in packing.FLOATS:
+            report_coverage(out, prove_gguf(job.target), report=context.report)
         if matrix is not None:
             context.report.notes["imatrix_tokens"] = matrix.tokens
             context.report.labels.append("importance matrix taken from the family's reference")

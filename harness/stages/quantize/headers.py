@@ -40,7 +40,9 @@ class Stored:
 
 
 Parts = dict[str, Stored]
-"""The tensors of one module by the last part of their names (`weight_packed`, `weight_scale`)."""
+"""The tensors of one module by the rest of their names (`weight_packed`, `weight_scale`, `weight.absmax`)."""
+INSIDE_WEIGHT = ".weight."
+"""What stands in the name of a tensor that belongs to another, as bitsandbytes and quanto name their scales."""
 
 
 def read_headers(folder: Path) -> dict[str, Parts]:
@@ -55,9 +57,18 @@ def read_headers(folder: Path) -> dict[str, Parts]:
                 dtype, shape = piece.get_dtype(), tuple(piece.get_shape())
                 if dtype not in BITS:
                     raise ModelError(f"{name} is stored as {dtype}, whose size is not known here")
-                module, _, part = name.rpartition(".")
+                module, part = _split(name)
                 if part in modules.setdefault(module, {}):
                     raise ModelError(f"{name} is stored twice")
                 values = tuple(int(n) for n in opened.get_tensor(name)) if part == "weight_shape" else ()
                 modules[module][part] = Stored(dtype, shape, values)
     return modules
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Gives the module and the part of a tensor's name; what lies inside a weight is part of the weight's module."""
+    module, inside, rest = name.partition(INSIDE_WEIGHT)
+    if inside:
+        return module, f"weight.{rest}"
+    module, _, part = name.rpartition(".")
+    return module, part

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Columns = npt.NDArray[np.float32]
 
-_FLOATS: Final = frozenset({"F32", "F16", "BF16"})
+FLOATS: Final = frozenset({"F32", "F16", "BF16"})
 _BLOCKS_OF_32: Final = frozenset({"Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"})
 _SUPER_BLOCK: Final = 256  # QK_K in ggml: weights in one block of the K types and of the other IQ types
 _STEP: Final = re.compile(r"\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
@@ -57,7 +57,7 @@ def float_gguf(folder: Path) -> Path:
     import gguf
 
     (file,) = sorted(folder.glob("*.gguf"))
-    packed = {t.tensor_type.name for t in gguf.GGUFReader(file).tensors} - _FLOATS
+    packed = {t.tensor_type.name for t in gguf.GGUFReader(file).tensors} - FLOATS
     if packed:
         raise Unsupported(
             f"the GGUF file holds packed weights already ({', '.join(sorted(packed))})",
@@ -177,7 +177,7 @@ def describe(file: Path, *, wanted: str, report: BuildReport) -> None:
     bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / weights.total()
     report.notes |= {f"weights_{name}": count for name, count in sorted(weights.items())}
     report.notes["bits_per_weight"] = bits
-    if wanted in _FLOATS | _BLOCKS_OF_32:
+    if wanted in FLOATS | _BLOCKS_OF_32:
         return
     other = [tensor for tensor in tensors if len(tensor.shape) > 1 and int(tensor.shape[0]) % _SUPER_BLOCK]
     if other:
