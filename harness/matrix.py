@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from harness import document
+from harness import document, successors
 from harness.errors import SpecError, closest
 from harness.spec import Cell, Hardware, Model, Pipeline, Suite, Use, Value
 
@@ -30,7 +30,10 @@ NOT_SUITES = {"matrices": "matrix", "policies": "policy"}
 
 
 class Exclusion(Value):
-    """Combinations that are left out, by shell patterns, and why."""
+    """Combinations that are left out, by shell patterns, and why.
+
+    A runtime is known by its name and by its name with arguments: `*kv=*` fits `llama_cpp(kv="q8_0")`.
+    """
 
     reason: str
     family: str = "*"
@@ -46,15 +49,15 @@ class Exclusion(Value):
             "family": cell.model.family,
             "source": cell.model.source,
             "pipeline": cell.pipeline.name,
-            "runtime": cell.runtime.use,
             "hardware": cell.hardware.name,
             "suite": cell.suite.name,
         }
-        return all(fnmatchcase(name, getattr(self, axis)) for axis, name in names.items())
+        runs_there = any(fnmatchcase(name, self.runtime) for name in (cell.runtime.use, str(cell.runtime)))
+        return runs_there and all(fnmatchcase(name, getattr(self, axis)) for axis, name in names.items())
 
 
 class Matrix(Value):
-    """Axes, exclusions and limits; `cells()` is their product."""
+    """Axes, exclusions and limits; `cells()` is their product. `notes` say what was read as something else."""
 
     name: str
     models: tuple[Model, ...] = Field(min_length=1)
@@ -66,6 +69,7 @@ class Matrix(Value):
     exclude: tuple[Exclusion, ...] = ()
     timeout_s: float = Field(default=3600, gt=0)
     memory_gib: float | None = Field(default=None, gt=0)
+    notes: tuple[str, ...] = ()
 
     def combinations(self) -> Iterator[tuple[Cell, Exclusion | None]]:
         """Yields every combination with the first exclusion that matches it, or None; models vary slowest."""
@@ -133,7 +137,9 @@ def load(name: str) -> Matrix:
     file = find(name, "matrices", beside=Path.cwd())
     written = document.load(file, MatrixFile)
     given = {field: getattr(written, field) for field in type(written).model_fields if field != "suites"}
-    matrix = Matrix(**given, suites=tuple(load_suite(suite, beside=file.parent) for suite in written.suites))
+    given["pipelines"], notes = successors.replaced(written.pipelines)
+    suites = tuple(load_suite(suite, beside=file.parent) for suite in written.suites)
+    matrix = Matrix(**given, notes=notes, suites=suites)
     _refuse_twins(matrix, file)
     return matrix
 

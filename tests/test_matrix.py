@@ -44,6 +44,15 @@ def test_a_matrix_is_the_product_of_its_axes_without_exclusions(write) -> None:
     assert {rule.reason for _, rule in loaded.combinations() if rule} == {"other cannot"}
 
 
+def test_one_of_two_ways_to_use_a_runtime_can_be_left_out_by_its_arguments(write) -> None:
+    two_ways = GOOD.replace("{use: other}", "{use: fake, args: {seconds: 1}}").replace(
+        "runtime: other", "runtime: '*seconds=*'"
+    )
+    loaded = matrix.load(write(two_ways))
+    kept = {(cell.pipeline.name, str(cell.runtime)) for cell in loaded.cells()}
+    assert kept == {("reference", "fake"), ("blurred", "fake"), ("reference", "fake(seconds=1)")}
+
+
 @pytest.mark.parametrize(
     ("change", "line", "key", "said"),
     [

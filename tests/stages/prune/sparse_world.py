@@ -23,11 +23,11 @@ def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def loud_llama(out: Path) -> Artifact:
+def loud_llama(out: Path, *, seed: int = 0) -> Artifact:
     """A tiny Llama some of whose channels are far larger than the others, as in trained language models."""
     import torch
 
-    tiny_llama(out)
+    tiny_llama(out, seed=seed)
     model = load(out)
     with torch.no_grad():
         for layer in model.model.layers:
