@@ -2,8 +2,8 @@
 
 Choices live in YAML; options say only which and where. A user's mistake is printed without a traceback and exits 2;
 Ctrl-C exits 130; a run with cells that failed exits 4, because its report has holes; a gate that finds a regression
-exits 1 (see `gate.verdict`); an error of ours, with its traceback, exits 70. Libraries are imported inside
-the verbs, so that help is instant.
+exits 1 (see `gate.verdict`), and so does a plug-in that fails a check; an error of ours, with its traceback, exits 70.
+Libraries are imported inside the verbs, so that help is instant.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from harness import cli_options as options
 from harness.cli_options import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USER, FOLDER
+from harness.conformance_cli import check_plugin
 from harness.errors import UserError
 from harness.gate_cli import baseline, compare, gate, nightly, noise
 
@@ -221,7 +222,7 @@ def env_list(home: Path | None) -> None:
     click.echo(f"can be made: {', '.join(environments.extras())}")
 
 
-for verb in (compare, gate, baseline, noise, nightly):
+for verb in (compare, gate, baseline, noise, nightly, check_plugin):
     cli.add_command(verb)
 
 

@@ -63,7 +63,7 @@ class Launcher:
         )
         os.close(writing)
         try:
-            timed_out = not _finishes(child, reading, progress, time.monotonic() + self.timeout_s)
+            timed_out = not finishes(child, reading, progress, time.monotonic() + self.timeout_s)
         finally:
             os.close(reading)
             kill_group(child)
@@ -105,7 +105,7 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _finishes(child: subprocess.Popen[bytes], pipe: int, progress: Progress, deadline: float) -> bool:
+def finishes(child: subprocess.Popen[bytes], pipe: int, progress: Progress, deadline: float) -> bool:
     """Passes notes on until the child is gone; False when the deadline came first.
 
     The end of the pipe alone says nothing: a grandchild may hold it, a child may close it and hang. So the child is

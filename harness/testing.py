@@ -8,7 +8,8 @@ them on purpose.
     with harness.testing.installed(tmp_path):            # entry points for this process and its children
         matrix = ...                                      # models: fake:x, stages: fake.blur, runtime: fake ...
 
-The `check_*` functions assert the contract of `harness.interfaces`; call them from your own tests.
+The `check_*` functions assert the contract of `harness.interfaces`; call them from your own tests. A quantizer is tried
+as a whole by `harness check-plugin NAME`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ fake.greedy = harness.testing:FakeGreedy
 [harness.reporters]
 fake.count = harness.testing:FakeCount
 """
+HEADINGS: Mapping[plugins.Kind, tuple[str, ...]] = dict.fromkeys(
+    plugins.KINDS, ("Does:", "Needs:", "Why:", "Known:", "Source:")
+) | {"evaluations": ("Measures:", "Needs:", "Why:", "Known:", "Source:")}
+"""What the docstring of a plug-in explains, in this order."""
 
 
 @contextmanager

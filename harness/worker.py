@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from harness import machine, plugins
 from harness.cache import Cache
@@ -42,20 +42,49 @@ from harness.spec import Use
 def main() -> None:
     """Runs the job whose file is the only argument; the exit code is 0 whenever an answer was written."""
     job_file = Path(sys.argv[1])
-    _die_with_the_parent()
+    die_with_the_parent()
     job = JOB.validate_json(job_file.read_text(encoding="utf-8"))
     if job.memory_gib is not None:
         limit = int(job.memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    progress = _progress_to_parent()
+    progress = progress_to_parent()
     work = _Measuring(job, progress) if isinstance(job, MeasureJob) else _Building(job, progress)
-    answer = _guarded(work)
+    answer = guarded(work)
     aside = job_file.with_name("answer.json.partial")
     aside.write_text(answer.model_dump_json(), encoding="utf-8")
     aside.rename(job_file.with_name("answer.json"))
 
 
-def _guarded(work: _Building | _Measuring) -> Answer:
+class Work(Protocol):
+    """What can be answered for: it runs, and says what became of it when it could not."""
+
+    phase: Phase
+    reading: str | None
+
+    def run(self) -> Answer: ...
+    def answer(self, outcome: Outcome, failure: Failure, *, corrupt: str | None = None) -> Answer: ...
+
+
+def attempt(do: Callable[[], object]) -> Answer:
+    """Does something that a plug-in may fail at, and gives what came of it."""
+    return guarded(_Attempt(do))
+
+
+@dataclass
+class _Attempt:
+    do: Callable[[], object]
+    phase: Phase = "build"
+    reading: str | None = None
+
+    def run(self) -> Answer:
+        self.do()
+        return Answer(outcome=Outcome.OK)
+
+    def answer(self, outcome: Outcome, failure: Failure, *, corrupt: str | None = None) -> Answer:
+        return Answer(outcome=outcome, error=failure, corrupt=corrupt)
+
+
+def guarded(work: Work) -> Answer:
     """Turns whatever a plug-in raises into an answer; the one place where everything is caught."""
     try:
         return work.run()
@@ -250,7 +279,7 @@ def _part(progress: Progress, index: int, count: int, use: Use) -> Progress:
     return report
 
 
-def _progress_to_parent() -> Progress:
+def progress_to_parent() -> Progress:
     """Gives a progress that writes JSON lines to the inherited pipe, at most five a second."""
     descriptor = os.environ.get(PROGRESS_FD)
     if descriptor is None:
@@ -268,7 +297,7 @@ def _progress_to_parent() -> Progress:
     return report
 
 
-def _die_with_the_parent() -> None:
+def die_with_the_parent() -> None:
     """Asks the kernel to kill this process when the parent dies, however it dies (Linux)."""
     if platform.system() == "Linux":
         parent_death_signal = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>

@@ -32,6 +32,7 @@ FROZEN = {
     "baseline show": {"name", "--results"},
     "noise": {"matrix", "--results", "--home"},
     "nightly": {"matrix", "--policy", "--baseline", "--strict", "--results", "--home", "--out"},
+    "check-plugin": {"names", "--json", "--home"},
     "env create": {"name", "--home"},
     "env list": {"--home"},
 }

@@ -24,7 +24,7 @@ from harness.record import Outcome, Record
 from harness.series import disturbances
 from harness.spec import Hardware, Use
 from harness.statistics.launches import log_ratio, noise_sd
-from harness.worker import _Building, _guarded, _Measuring
+from harness.worker import _Building, _Measuring, guarded
 from tests.paced import POINTS
 from tests.world import PLAIN, World, blur, matrix
 
@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def run(self, job: BuildJob | MeasureJob, *, progress: Progress) -> Answer:
             jobs.append(job.kind)
-            return _guarded(_Measuring(job, progress) if isinstance(job, MeasureJob) else _Building(job, progress))
+            return guarded(_Measuring(job, progress) if isinstance(job, MeasureJob) else _Building(job, progress))
 
     monkeypatch.setattr("harness.executors.local.Launcher", InThisProcess)
     return jobs

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from harness import plugins
 
 PACKAGE = Path(__file__).parent / "third_party"
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 MATRIX = """\
 name: third
 models: [{family: fake, source: "fake:table"}]
@@ -75,3 +77,10 @@ def test_its_refused_argument_is_a_clear_error(fakes, site, tmp_path) -> None:
 
 def test_it_is_unknown_where_it_is_not_installed() -> None:
     assert "quantize.rounding" not in plugins.installed("stages")
+
+
+def test_the_readme_shows_a_quantizer_that_is_here_and_the_line_that_declares_it() -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert shown == (PACKAGE / "my_package" / "__init__.py").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    assert set(lines.splitlines()) <= set((PACKAGE / "pyproject.toml").read_text(encoding="utf-8").splitlines())

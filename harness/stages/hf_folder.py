@@ -79,8 +79,13 @@ def load_model(artifact: Artifact, *, dtype: torch.dtype, hardware: Hardware) ->
 def require_finite(model: PreTrainedModel) -> None:
     """Raises ModelError when a weight is NaN or infinite: a quantizer would turn it into a code like any other."""
     for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise ModelError(f"{name} holds numbers that are not finite, so there is nothing to compress")
+        require_numbers(name, weight)
+
+
+def require_numbers(name: str, weight: torch.Tensor) -> None:
+    """Raises ModelError when one tensor holds NaN or infinities."""
+    if not weight.isfinite().all():
+        raise ModelError(f"{name} holds numbers that are not finite, so there is nothing to compress")
 
 
 def load_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
@@ -126,12 +131,22 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 @contextmanager
 def reproducible(context: StageContext) -> Iterator[None]:
-    """Lets torch draw from the build's seed on the build's threads inside, and gives back what it had."""
+    """Lets torch, NumPy and Python draw from the build's seed inside, on its threads, and gives back what they had."""
+    import random
+
+    import numpy as np
     import torch
 
+    before = random.getstate(), np.random.get_state()
     with using_threads(context.hardware), torch.random.fork_rng():
         torch.manual_seed(context.seed)
-        yield
+        np.random.seed(context.seed % 2**32)
+        random.seed(context.seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 @contextmanager

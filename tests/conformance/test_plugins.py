@@ -5,17 +5,8 @@ import inspect
 import pytest
 
 from harness import plugins
-from harness.testing import check_plugin
+from harness.testing import HEADINGS, check_plugin
 
-HEADINGS = {
-    "sources": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-    "stages": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-    "runtimes": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-    "evaluations": ("Measures:", "Needs:", "Why:", "Known:", "Source:"),
-    "reporters": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-    "importers": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-    "exporters": ("Does:", "Needs:", "Why:", "Known:", "Source:"),
-}
 OURS = [
     (kind, name)
     for kind in plugins.KINDS

@@ -124,6 +124,7 @@ def _rewrite(file: Path, out: Path, chosen: set[str], tally: _Tally, context: St
     from safetensors.torch import save_file
 
     from harness.stages.grids import Gridded
+    from harness.stages.hf_folder import require_numbers
     from harness.stages.quantize.grid import dequantize, quantize_groups
 
     tensors: dict[str, Tensor] = {}
@@ -134,6 +135,7 @@ def _rewrite(file: Path, out: Path, chosen: set[str], tally: _Tally, context: St
             tensor = stored.get_tensor(name)
             tally.parameters += tensor.numel()
             if name in chosen:
+                require_numbers(name, tensor)
                 codes = quantize_groups(tensor.to(context.hardware.device), tally.grid)
                 tensors[name] = dequantize(codes, tally.grid).to(device="cpu", dtype=tensor.dtype).contiguous()
                 tally.grids[name] = Gridded(tally.grid, codes.scales, codes.zeros, tensor)
