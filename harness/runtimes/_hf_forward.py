@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, QuantizedLayer
 
 Pick = tuple[int, int]
 """A row and one of its new tokens."""
@@ -34,7 +34,7 @@ Pick = tuple[int, int]
 class Past:
     """What rows have seen: their keys and values, and which columns of the cache are real tokens of which row."""
 
-    cache: DynamicCache
+    cache: Cache
     seen_BS: torch.Tensor
 
     @property
@@ -72,23 +72,33 @@ class Past:
 
 
 class Forward:
-    """A loaded model, as the operation described above."""
+    """A loaded model, as the operation described above.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    `new_cache` makes caches that round what they keep (`rounds`), for one row at a time.
+    """
+
+    def __init__(self, model: Any, *, new_cache: Callable[[], Cache] | None = None) -> None:
+        self._model, self._new_cache = model, new_cache
+        self.rounds = new_cache is not None
         parameters = inspect.signature(model.forward).parameters
         # Recurrent models take the same kind of cache under another name.
-        self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
-        self.columns = _exact_columns(model.config) if {"position_ids", "past_key_values"} <= set(parameters) else 0
+        self.cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+        batches = new_cache is None and {"position_ids", "past_key_values"} <= set(parameters)
+        self.columns = _exact_columns(model.config) if batches else 0
 
     def empty(self, rows: int, *, exact: bool = False) -> Past | None:
         """Gives the past of rows that have seen nothing; None when the model keeps no cache of this kind.
 
         An `exact` cache is the model's own, with its windows and states: for one row at a time.
         """
-        if self._cache_name is None:
+        if self.cache_name is None:
             return None
-        cache = DynamicCache(config=self._model.config) if exact else DynamicCache()
+        cache: Cache
+        if self._new_cache is not None:
+            assert rows == 1, "caches that round are for one row at a time"
+            cache = self._new_cache()
+        else:
+            cache = DynamicCache(config=self._model.config) if exact else DynamicCache()
         return Past(cache, torch.zeros(rows, 0, dtype=torch.bool, device=self._model.device))
 
     @torch.inference_mode()
@@ -103,8 +113,8 @@ class Forward:
         steps_T = torch.arange(max(len(row) for row in rows), device=self._model.device)
         new_BT = steps_T < lengths_B[:, None]
         inputs: dict[str, Any] = {"input_ids": self._padded(rows), "use_cache": False}
-        if past is not None and self._cache_name is not None:
-            inputs |= {self._cache_name: past.cache, "use_cache": True}
+        if past is not None and self.cache_name is not None:
+            inputs |= {self.cache_name: past.cache, "use_cache": True}
             if not bool(past.seen_BS.all()):
                 # Positions of padding repeat the last real one: they must exist in a table of learned positions.
                 steps_BT = torch.minimum(steps_T, lengths_B[:, None] - 1)
@@ -150,9 +160,10 @@ def _narrowed(head: torch.nn.Module | None, rows_N: torch.Tensor, steps_N: torch
         handle.remove()
 
 
-def _states(cache: DynamicCache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _states(cache: Cache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for layer in cache.layers:
         assert isinstance(layer, DynamicLayer), "rows are only moved in caches of full attention"
+        assert not isinstance(layer, QuantizedLayer), "what is quantized is not in keys and values"
         assert layer.keys is not None, "a cache that is moved has been filled"
         assert layer.values is not None, "a cache that is moved has been filled"
         yield layer.keys, layer.values

@@ -20,6 +20,7 @@ import torch
 from harness.errors import ModelError, Unsupported
 from harness.interfaces import GenerateRequest, Token
 from harness.runtimes._hf_forward import Forward, Past
+from harness.runtimes._hf_kv import read_prompt
 from harness.runtimes.batching import Budget
 from harness.runtimes.stopping import TextWatcher
 
@@ -116,6 +117,8 @@ def _first_pass(forward: Forward, rows: Sequence[Running], *, exact: bool) -> tu
     empty = forward.empty(len(rows), exact=exact)
     if empty is None:
         raise Unsupported("this model keeps no key/value cache that this runtime can use, so it cannot generate")
+    if forward.rounds:
+        return read_prompt(forward, rows[0].request.prompt)
     picks = [(n, len(row.request.prompt) - 1) for n, row in enumerate(rows)]
     logits_BV, past = forward.extend([row.request.prompt for row in rows], picks=picks, past=empty)
     assert past is not None, "a pass that was given a past gives one back"

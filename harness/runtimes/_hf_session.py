@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from harness.errors import ModelError, Unsupported
 from harness.interfaces import GenerateRequest, Scored, ScoreRequest, Token
 from harness.record import Identity
+from harness.runtimes import _hf_kv
 from harness.runtimes._hf_forward import Forward
 from harness.runtimes._hf_generate import generate
 from harness.runtimes._hf_identity import identify
+from harness.runtimes._hf_kv import QuantizedKv
 from harness.runtimes._hf_score import score
 from harness.runtimes._hf_text import HfText
 from harness.runtimes.batching import Budget
@@ -37,11 +39,24 @@ _LOGITS = 1 << 27
 
 
 class HfSession:
-    """Implements `harness.interfaces.Session` on a transformers model."""
+    """Implements `harness.interfaces.Session` on a transformers model, with quantized keys and values if `kv` says so.
 
-    def __init__(self, model: PreTrainedModel, text: HfText, *, directory: Path, max_batch_tokens: int) -> None:
-        self._model, self._text, self._directory = model, text, directory
-        self._forward = Forward(model)
+    Raises Unsupported when this model's cannot be.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        text: HfText,
+        *,
+        directory: Path,
+        max_batch_tokens: int,
+        kv: QuantizedKv | None = None,
+    ) -> None:
+        self._model, self._text, self._directory, self._kv = model, text, directory, kv
+        if kv is not None:
+            _hf_kv.prepare(kv, model)
+        self._forward = Forward(model, new_cache=None if kv is None else partial(kv.empty, model.config))
         self._budget = Budget(
             tokens=max_batch_tokens,
             cached=_CACHED_PER_TOKEN * max_batch_tokens,
@@ -51,7 +66,11 @@ class HfSession:
 
     @cached_property
     def identity(self) -> Identity:
-        return identify(self._model, self._text.tokenizer, self._directory)
+        found = identify(self._model, self._text.tokenizer, self._directory)
+        if self._kv is None:
+            return found
+        kernel = f"{found.kernel} {self._kv.describe(self._model.config)}"
+        return found.model_copy(update={"kernel": kernel, "caveats": (*found.caveats, self._kv.caveat)})
 
     @cached_property
     def max_length(self) -> int:
@@ -84,6 +103,8 @@ class HfSession:
             assert request.context, "a context has at least one token"
             # The last token is scored and never read.
             self._require_room(len(request.context) + len(request.continuation) - 1)
+        if self._kv is not None:
+            return _hf_kv.score(self._forward, requests, residual=self._kv.residual)
         return score(self._forward, requests, budget=self._budget)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Token]:
@@ -97,7 +118,10 @@ class HfSession:
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         self._require_room(len(tokens))
-        logits_TV, _ = self._forward.extend([tokens], picks=[(0, step) for step in range(len(tokens))])
+        if self._kv is not None:
+            logits_TV = _hf_kv.logits(self._forward, tokens, residual=self._kv.residual)
+        else:
+            logits_TV, _ = self._forward.extend([tokens], picks=[(0, step) for step in range(len(tokens))])
         if not bool(logits_TV.isfinite().all()):
             raise ModelError("the model's logits are not finite")
         return logits_TV.float().cpu().numpy()

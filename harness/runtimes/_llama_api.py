@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 
 from harness.errors import Unsupported
+from harness.runtimes.llama_cpp import PLAIN_KV, Kv
 
 _LOG = logging.getLogger("harness.llama_cpp")
 # By ggml_log_level: debug, info, warning, error, and the rest of a line. llama.cpp warns of things that are no fault
@@ -42,12 +45,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How an engine computes: the cache's type, fused attention or not, and whether a GPU takes part.
+    """How an engine computes: the type of keys and values, fused attention or not, and whether a GPU takes part.
 
     `threads` are those for one token a sequence and those for longer batches.
     """
 
-    kv_type: Literal["f16", "f32"]
+    kv: Kv
     flash_attention: bool
     threads: tuple[int, int]
     offload: bool
@@ -56,11 +59,28 @@ class Arithmetic:
 @cache
 def _log_sink() -> Any:
     """Gives the function llama.cpp calls with its messages; it must live as long as the library may call it."""
+    return lib.llama_log_callback(_pass_on)
 
-    def sink(level: int, text: bytes, _data: object) -> None:
-        _LOG.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", errors="replace").rstrip())
 
-    return lib.llama_log_callback(sink)
+def _pass_on(level: int, text: bytes, _data: object) -> None:
+    _LOG.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", errors="replace").rstrip())
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Gives what llama.cpp says inside, in pieces, and passes it on as always."""
+    heard: list[str] = []
+
+    def sink(level: int, text: bytes, data: object) -> None:
+        heard.append(text.decode("utf-8", errors="replace"))
+        _pass_on(level, text, data)
+
+    callback = lib.llama_log_callback(sink)
+    lib.llama_log_set(callback, None)
+    try:
+        yield heard
+    finally:
+        lib.llama_log_set(_log_sink(), None)
 
 
 class _Kept(logging.Handler):
@@ -149,7 +169,7 @@ class Weights:
 @contextmanager
 def engine(model: Weights, *, limits: Limits, arithmetic: Arithmetic) -> Iterator[Engine]:
     """Creates a cache and its compute buffers. Raises MemoryError when they do not fit, Unsupported otherwise."""
-    with _kept_errors() as errors:
+    with _kept_errors() as errors, _listening() as heard:
         pointer = lib.llama_init_from_model(model.pointer, _context_parameters(limits, arithmetic))
     if not pointer:
         if "alloc" in errors.reason:
@@ -157,10 +177,32 @@ def engine(model: Weights, *, limits: Limits, arithmetic: Arithmetic) -> Iterato
         raise Unsupported(f"llama.cpp cannot create a context: {errors.reason}")
     batch = lib.llama_batch_init(limits.batch_tokens, 0, limits.sequences)
     try:
-        yield Engine(pointer, batch=batch, vocabulary_size=model.vocabulary_size, limits=limits)
+        rotates = require_as_asked("".join(heard), arithmetic)
+        yield Engine(pointer, batch=batch, vocabulary_size=model.vocabulary_size, limits=limits, rotates=rotates)
     finally:
         lib.llama_batch_free(batch)
         lib.llama_free(pointer)
+
+
+def require_as_asked(log: str, arithmetic: Arithmetic) -> bool:
+    r"""Reads in llama.cpp's log which cache it made; True when it rotates keys or values before it rounds them.
+
+    Raises Unsupported when a quantized cache was asked for and made another way.
+
+    >>> asked = Arithmetic("q8_0", flash_attention=True, threads=(1, 1), offload=False)
+    >>> require_as_asked("flash_attn = enabled\nK (q8_0): 1.06 MiB, V (q8_0): 1.06 MiB\nattn_rot_k = 1", asked)
+    True
+    """
+    if arithmetic.kv in PLAIN_KV:
+        return False
+    types, fused = set(re.findall(r"\b[KV] \((\w+)\):", log)), set(re.findall(r"flash_attn += (\w+)", log))
+    if types != {arithmetic.kv} or fused != {"enabled"}:
+        said = f"types {', '.join(sorted(types)) or 'none'}, flash attention {', '.join(sorted(fused)) or 'unknown'}"
+        raise Unsupported(
+            f"llama.cpp was asked for keys and values in {arithmetic.kv} and flash attention, and made: {said}",
+            remedy="leave `kv` out for this model",
+        )
+    return re.search(r"attn_rot_[kv] = 1", log) is not None
 
 
 def _context_parameters(limits: Limits, arithmetic: Arithmetic) -> Any:
@@ -169,7 +211,7 @@ def _context_parameters(limits: Limits, arithmetic: Arithmetic) -> Any:
     parameters.n_batch = parameters.n_ubatch = limits.batch_tokens
     parameters.n_seq_max = limits.sequences
     parameters.n_threads, parameters.n_threads_batch = arithmetic.threads
-    parameters.type_k = parameters.type_v = {"f16": lib.GGML_TYPE_F16, "f32": lib.GGML_TYPE_F32}[arithmetic.kv_type]
+    parameters.type_k = parameters.type_v = int(GGMLQuantizationType[arithmetic.kv.upper()])
     parameters.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if arithmetic.flash_attention else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
@@ -183,8 +225,8 @@ def _context_parameters(limits: Limits, arithmetic: Arithmetic) -> Any:
 class Engine:
     """A cache and a batch: `add` tokens, `run`, read the rows of logits that were asked for."""
 
-    def __init__(self, context: Any, *, batch: Any, vocabulary_size: int, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, context: Any, *, batch: Any, vocabulary_size: int, limits: Limits, rotates: bool) -> None:
+        self.limits, self.rotates = limits, rotates
         self._context, self._batch, self._vocabulary_size = context, batch, vocabulary_size
         self._memory = lib.llama_get_memory(context)
         length = (limits.batch_tokens,)

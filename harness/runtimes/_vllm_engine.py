@@ -64,6 +64,7 @@ def opened(
         text = HfText(load_tokenizer(path), directory=path)
         session = VllmSession(_engine(path, settings), text, directory=path)
         stack.callback(session.close)
+        require_cache(session, str(settings["kv_cache_dtype"]))
         yield session
 
 
@@ -90,6 +91,16 @@ def require_importable() -> None:
             remedy="if torchvision is at fault, which text needs not: "
             f"{sys.executable} -m pip uninstall --yes torchvision torchaudio torchcodec",
         ) from error
+
+
+def require_cache(session: VllmSession, asked: str) -> None:
+    """Raises Unsupported when an 8-bit cache was asked for and vLLM keeps keys and values some other way."""
+    if asked != "auto" and (found := session.byte_caches) != {asked}:
+        kept = ", ".join(sorted(found)) or "none"
+        raise Unsupported(
+            f"vLLM was asked to keep keys and values in {asked}, and of those in 8 bits there are: {kept}",
+            remedy="leave `kv` out for this model",
+        )
 
 
 def require_platform(device: str) -> None:

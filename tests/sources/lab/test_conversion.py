@@ -36,7 +36,7 @@ def test_llama_cpp_reads_a_lab_model_as_transformers_does(tmp_path: Path) -> Non
     with ExitStack() as stack:
         ours = stack.enter_context(Transformers(dtype="float32").open(artifact(folder, "hf"), hardware=Hardware()))
         gguf = artifact(file.parent, "gguf")
-        theirs = stack.enter_context(LlamaCpp(kv_type="f32", context=512).open(gguf, hardware=Hardware()))
+        theirs = stack.enter_context(LlamaCpp(kv="f32", context=512).open(gguf, hardware=Hardware()))
         assert theirs.prefix_token == ours.prefix_token == tokenizer.eos_token_id
         assert theirs.end_tokens == ours.end_tokens
         for text in TEXTS:
