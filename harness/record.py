@@ -100,7 +100,8 @@ class Identity(Value):
     """What was really loaded, read from the loaded weights and never from a configuration.
 
     `tensor_types` counts weights by storage type as packed (`{"q4_K": 88_000_000, "f32": 35_000}`). `unpacked` says
-    that weights lie packed in the files and were unpacked to be computed with: speed and memory are then not theirs.
+    that weights lie packed in the files and were unpacked to be computed with, once or in every pass: speed and memory
+    are then not theirs.
     """
 
     weights_digest: str

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from harness import environments, plugins
+from harness import environments, plugins, successors
 from harness.errors import PluginNotFound, closest
 from harness.estimate import Estimate
 from harness.plan import Item, Plan, Status
@@ -31,6 +31,7 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     counts = Counter(item.status for item in plan.items)
     told = ", ".join(f"{counts[status]} {word}" for status, word in _STATUS.items() if counts[status])
     yield f"{plan.matrix.name}: {told}"
+    yield from (f"  {note}" for note in plan.matrix.notes)
     shown: set[str] = set(plan.cached)
     for item in plan.with_status("run"):
         yield f"  run       {item.cell}"
@@ -79,6 +80,9 @@ def plugin_table(home: Path) -> Table:
 
 def explanation(name: str) -> str:
     """Gives a plug-in's docstring and its arguments with defaults. Raises PluginNotFound."""
+    if name in successors.STAGES:
+        successor = successors.STAGES[name]
+        return f"{name}: {successor.status}.\n\n{explanation(successor.stage)}"
     kinds = [kind for kind in plugins.KINDS if name in plugins.installed(kind)]
     if not kinds:
         every = [other for kind in plugins.KINDS for other in plugins.installed(kind)]

@@ -15,6 +15,7 @@ ORDER = (
     "spec",
     "record",
     "document",
+    "successors",
     "matrix",
     "interfaces",
     "plugins",
@@ -47,6 +48,7 @@ ORDER = (
     "cli_options",
     "running",
     "gate_cli",
+    "conformance_cli",
     "cli",
 )
 PLUGIN_FOLDERS = ("sources", "stages", "runtimes", "evaluations", "reporters", "exchange")
@@ -124,6 +126,10 @@ def test_the_skeleton_knows_no_plugin(file: Path) -> None:
 @pytest.mark.parametrize("file", [f for f in MODULES if part_of(name_of(f)) in PLUGIN_FOLDERS], ids=name_of)
 def test_plugins_import_only_the_contract_and_their_own_room(file: Path) -> None:
     assert our_parts(file) <= PLUGINS_MAY_IMPORT | set(PLUGIN_FOLDERS), sorted(our_parts(file))
+
+
+def test_only_the_verb_knows_the_conformance_suite() -> None:
+    assert {name_of(file) for file in MODULES if "conformance" in our_parts(file)} == {"harness.conformance_cli"}
 
 
 @pytest.mark.parametrize("file", [f for f in MODULES if part_of(name_of(f)) == "gate"], ids=name_of)

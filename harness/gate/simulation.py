@@ -196,7 +196,7 @@ def draw(
 ) -> list[tuple[tuple[int, int, int, int], ...]]:
     """Gives a task's counts at each look (cumulative) of every night."""
     from_right, from_wrong = _kinds(change, task)
-    counts_NK = np.zeros((nights, 4), dtype=np.int64)
+    counts_NK: npt.NDArray[np.int64] = np.zeros((nights, 4), dtype=np.int64)
     left_N, right_N = np.full(nights, task.n), np.full(nights, task.right)
     taken, found = 0, list[npt.NDArray[np.int64]]()
     for look in range(1, looks + 1):

@@ -19,16 +19,22 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from harness.record import Identity
+from harness.runtimes._hf_bitsandbytes import beside_parameters
+from harness.runtimes._hf_computing import computes_in_floats
 from harness.runtimes._hf_load import is_quantized
-from harness.stages.quantize.headers import PLAIN_FLOATS, read_headers
+from harness.stages.quantize.proof.headers import PLAIN_FLOATS, read_headers
+
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that a weight has in memory when it is not packed; floats of 8 bits are."""
 
 
 def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Identity:
     """Gives the identity of a loaded model; reads every weight file once to hash it."""
     files = sorted(directory.glob("*.safetensors"))
-    stored = list(unique([*model.parameters(), *model.buffers()]))
-    weights = list(unique(model.state_dict().values()))
-    packed = [tensor for tensor in weights if not tensor.is_floating_point() and tensor.numel() > 1]
+    beside = [*beside_parameters(model), *_attributes(model)]
+    stored = list(unique([*model.parameters(), *model.buffers(), *beside]))
+    weights = list(unique([*model.parameters(), *_saved_buffers(model), *beside]))
+    packed = [tensor for tensor in weights if tensor.dtype not in _PLAIN and tensor.numel() > 1]
     quantized = is_quantized(model)
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     return Identity(
@@ -43,15 +49,28 @@ def identify(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) ->
         tokenizer_hash=tokenizer_hash(tokenizer, directory),
         chat_template_hash=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         runtime_version=f"transformers {transformers.__version__}",
-        unpacked=quantized and _is_unpacked(stored, directory),
+        unpacked=quantized and (_is_unpacked(stored, directory) or computes_in_floats(model)),
         caveats=("packed weights are counted by the architecture they stand for",) if packed or quantized else (),
     )
 
 
+def _saved_buffers(model: Any) -> Iterator[torch.Tensor]:
+    """Yields the buffers that belong into a file: `state_dict` would name them too, and change bitsandbytes' layers."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield buffer
+
+
+def _attributes(model: Any) -> Iterator[torch.Tensor]:
+    """Yields tensors that lie on a module and are neither parameters nor buffers, as some kernels keep their scales."""
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+
+
 def _is_unpacked(stored: Iterable[torch.Tensor], directory: Path) -> bool:
     """True when most of the codes that lie in the files are nowhere in memory: they were turned into plain floats."""
-    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    in_memory = sum(tensor.nbytes for tensor in stored if tensor.dtype not in plain)
+    in_memory = sum(tensor.nbytes for tensor in stored if tensor.dtype not in _PLAIN)
     parts = [part for module in read_headers(directory).values() for part in module.values()]
     return 2 * in_memory < sum(part.bytes for part in parts if part.dtype not in PLAIN_FLOATS)
 
@@ -96,7 +115,7 @@ def architecture_size(config: Any) -> int:
 def _kernel(model: Any, packed: list[torch.Tensor]) -> str:
     pointers = {tensor.data_ptr() for tensor in packed}
     owners = {
-        type(module).__name__
+        type(module).__name__ + (f"[{type(own).__name__}]" if is_traceable_wrapper_subclass(own) else "")
         for module in model.modules()
         for own in (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if any(part.data_ptr() in pointers for part in plain_parts(own))

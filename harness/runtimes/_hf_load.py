@@ -4,20 +4,22 @@ transformers loads wrong weights without an error: a missing tensor is drawn at 
 and a packed checkpoint whose format it does not know is read as if it were plain. So every loaded model passes three
 questions: was every weight found, was every tensor on disk used, and did a quantizer take part if the configuration
 says that the weights are quantized? Only safetensors are read, no code from the directory runs, and nothing is
-fetched.
+fetched. Folders of quantizers that transformers does not know go to `_hf_native`, which asks the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import CorruptArtifact, Unsupported
+from harness.runtimes._hf_bitsandbytes import hush
+from harness.runtimes._hf_native import read_native
 from harness.spec import Hardware
 
 _REMEDY = "open it with the runtime that the checkpoint was written for, or build it again"
@@ -26,6 +28,18 @@ _REMEDY = "open it with the runtime that the checkpoint was written for, or buil
 def load_model(path: Path, *, dtype: str, attention: str, hardware: Hardware) -> PreTrainedModel:
     """Gives the model in inference mode on its device. Raises CorruptArtifact or Unsupported."""
     require_device(hardware)
+    model: Any = read_native(path, dtype=dtype, attention=attention)
+    if model is None:
+        model = _read(path, dtype=dtype, attention=attention, hardware=hardware)
+    model.to(hardware.device).eval().requires_grad_(False)
+    if is_quantized(model):
+        hush()
+        _settle(model)
+    return cast("PreTrainedModel", model)
+
+
+def _read(path: Path, *, dtype: str, attention: str, hardware: Hardware) -> PreTrainedModel:
+    """Gives the model as transformers reads it, held against its files."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -47,10 +61,7 @@ def load_model(path: Path, *, dtype: str, attention: str, hardware: Hardware) ->
         raise Unsupported(f"transformers cannot open {path.name}: {error}", remedy=_REMEDY) from error
     model, info = loaded
     require_faithful(model, info)
-    model.to(hardware.device).eval().requires_grad_(False)
-    if is_quantized(model):
-        _settle(model)
-    return model
+    return cast("PreTrainedModel", model)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

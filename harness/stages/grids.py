@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize
 from harness.errors import CorruptArtifact
 from harness.interfaces import Artifact, BuildReport
 from harness.stages.quantize.grid import Codes, Grid, dequantize, encode
+from harness.stages.quantize.straight_through import pass_through
 
 FORMAT = "grid"
 FILE = Path("grid") / "weights.safetensors"
@@ -101,9 +102,9 @@ def report_grids(out: Path, grids: Mapping[str, Gridded], *, report: BuildReport
     """
     from safetensors import safe_open
 
-    from harness.stages.quantize.architecture import read_architecture
-    from harness.stages.quantize.coverage import summary
-    from harness.stages.quantize.coverage_grid import prove_grid
+    from harness.stages.quantize.proof.architecture import read_architecture
+    from harness.stages.quantize.proof.coverage import summary
+    from harness.stages.quantize.proof.coverage_grid import prove_grid
 
     if not grids:
         return
@@ -148,8 +149,7 @@ class StraightThrough(torch.nn.Module):
         with torch.no_grad():
             inside_RC = self.gridded.inside(weight_RC)
             rounded_RC = self.gridded.snap(weight_RC)
-        passing_RC = torch.where(inside_RC, weight_RC, weight_RC.detach())
-        return passing_RC + (rounded_RC - passing_RC).detach()
+        return pass_through(weight_RC, rounded_RC, inside_RC)
 
 
 def train_through(model: torch.nn.Module, grids: Mapping[str, Gridded]) -> None:

@@ -99,7 +99,7 @@ class CaptureTargets:
     def _blocks(self, split: Split, count: int, tokenizer: object, context: StageContext) -> Blocks:
         from harness.stages.text_blocks import cut_blocks
 
-        return cut_blocks(split, (count, self.sequence), tokenizer=tokenizer, context=context)  # type: ignore[arg-type]
+        return cut_blocks(split, (count, self.sequence), tokenizer=tokenizer, context=context)  # type: ignore[arg-type, unused-ignore]
 
     def _write(self, folder: Path, model: object, blocks_NT: Blocks, context: StageContext) -> None:
         import numpy as np
@@ -132,7 +132,7 @@ def _create(file: Path, dtype: object, shape: tuple[int, ...]) -> npt.NDArray[np
     if 0 in shape:
         np.save(file, np.empty(shape, dtype=dtype), allow_pickle=False)  # type: ignore[call-overload]
         return np.empty(shape, dtype=dtype)  # type: ignore[call-overload]
-    return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)  # type: ignore[arg-type]
+    return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
 
 @dataclass(frozen=True)

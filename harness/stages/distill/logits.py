@@ -21,8 +21,6 @@ from harness.spec import Need, Use
 from harness.stages.distill.recipe import Recipe, divergence_problems, lesson_blocks, refuse, run_notes, teacher_need
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from harness.sources.corpus import Blocks
     from harness.stages.distill.soft import Soft
     from harness.stages.distill.student import Student
@@ -155,31 +153,9 @@ class DistillLogits(Recipe):
         )
 
     def _backward(self, student: Student, blocks_NT: Blocks, soft: Soft | None) -> Callable[[int], float]:
-        import torch
+        from harness.stages.distill.steps import learning
 
-        from harness.stages.distill.losses import cross_entropy, piecewise_gradient
-        from harness.stages.distill.student import POSITIONS_AT_A_TIME, next_tokens
-
-        def backward(step: int) -> float:
-            start, end = step * self.batch, (step + 1) * self.batch
-            tokens_BT = torch.from_numpy(blocks_NT[start:end]).to(student.model.device)
-            labels_N = next_tokens(tokens_BT)
-            divergence = soft(start, end) if soft else None
-            student_NV = student.logits(tokens_BT)
-
-            def loss(rows: slice, piece_NV: Tensor) -> Tensor:
-                loss_N = (
-                    self.kd_weight * divergence(rows, piece_NV) if divergence else piece_NV.new_zeros(len(piece_NV))
-                )
-                if self.ce_weight:
-                    loss_N = loss_N + self.ce_weight * cross_entropy(piece_NV, labels_N[rows])
-                return loss_N
-
-            value, gradient_NV = piecewise_gradient(student_NV, loss, positions=POSITIONS_AT_A_TIME)
-            torch.autograd.backward(student_NV, gradient_NV)
-            return float(value)
-
-        return backward
+        return learning(student, blocks_NT, soft, batch=self.batch, weights=(self.kd_weight, self.ce_weight))
 
     def _heldout(self, student: Student, heldout_NT: Blocks, soft: Soft | None, when: str) -> dict[str, float]:
         """Gives the note on held-out KL; none when no blocks were asked for or there is no teacher."""

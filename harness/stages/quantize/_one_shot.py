@@ -54,11 +54,25 @@ def quantize_one_shot(
 
     Raises ModelError when the library fell back to something else, and what `write_packed` raises.
     """
-    from harness.stages.hf_folder import load_model, reproducible, require_unpacked, stored_dtype
+    from harness.stages.hf_folder import reproducible
+    from harness.stages.quantize.proof.packing import write_packed
+
+    with reproducible(context):
+        model, _ = calibrate_one_shot(stage, source, dtype=dtype, context=context)
+        write_packed(model, out, lambda: _save(model, out), source=source, context=context)
+
+
+def calibrate_one_shot(
+    stage: OneShot, source: Artifact, *, dtype: torch.dtype | None = None, context: StageContext
+) -> tuple[PreTrainedModel, Assignment]:
+    """Gives the model in `source` as llm-compressor leaves it in memory, with scales beside its weights, not packed.
+
+    To be called inside `reproducible`. Raises ModelError when the library fell back to something else.
+    """
+    from harness.stages.hf_folder import load_model, require_unpacked, stored_dtype
     from harness.stages.one_shot import require_device
-    from harness.stages.quantize.architecture import read_architecture
     from harness.stages.quantize.calibration import blocks_to_watch
-    from harness.stages.quantize.packing import write_packed
+    from harness.stages.quantize.proof.architecture import read_architecture
     from harness.stages.quantize.recipe import assign
 
     assert isinstance(stage, QuantizationRecipe)
@@ -66,14 +80,13 @@ def quantize_one_shot(
     require_device(context.hardware.device)
     assignment = assign(stage, read_architecture(source.path))
     stored = stored_dtype(source.path)
-    with reproducible(context):
-        model = load_model(source, dtype=dtype or stored, hardware=context.hardware)
-        if dtype not in (None, stored):
-            context.report.labels.append(f"rounded from {_short(stored)} to {_short(dtype)} before quantizing")
-        blocks_NT = blocks_to_watch(stage, source, model, context=context)
-        warned = _run(model, stage.modifiers(*groups_of(assignment)), (source, blocks_NT), assignment, context=context)
-        _note(warned, context=context)
-        write_packed(model, out, lambda: _save(model, out), source=source, context=context)
+    model = load_model(source, dtype=dtype or stored, hardware=context.hardware)
+    if dtype not in (None, stored):
+        context.report.labels.append(f"rounded from {_short(stored)} to {_short(dtype)} before quantizing")
+    blocks_NT = blocks_to_watch(stage, source, model, context=context)
+    warned = _run(model, stage.modifiers(*groups_of(assignment)), (source, blocks_NT), assignment, context=context)
+    _note(warned, context=context)
+    return model, assignment
 
 
 def _save(model: Any, out: Path) -> None:

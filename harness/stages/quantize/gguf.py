@@ -79,8 +79,8 @@ class QuantizeGguf:
 
     def apply(self, source: Artifact, out: Path, *, context: StageContext) -> None:
         from harness.stages.quantize import llama_cpp_quantizer as packing
-        from harness.stages.quantize.coverage import report_coverage
-        from harness.stages.quantize.coverage_gguf import prove_gguf
+        from harness.stages.quantize.proof.coverage import report_coverage
+        from harness.stages.quantize.proof.coverage_gguf import prove_gguf
 
         file = packing.float_gguf(source.path)
         matrix = None

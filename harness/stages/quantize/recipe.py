@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Self
 from harness.errors import SpecError, Unsupported, closest
 from harness.sources.corpus import CorpusArgument, corpus_need
 from harness.spec import Need
-from harness.stages.quantize.architecture import Architecture
+from harness.stages.quantize.proof.architecture import Architecture
 
 KEEP: Final = "keep"
 Scheme = Mapping[str, Any]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from harness.interfaces import Artifact, BuildReport
-from harness.stages.quantize import reloading
+from harness.stages.quantize.proof import reloading
 from tests.building import artifact, context
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]  # OCP Microscaling Formats 1.0, table 5

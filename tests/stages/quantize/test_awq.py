@@ -5,7 +5,7 @@ import pytest
 
 from harness.interfaces import Artifact, BuildReport
 from harness.stages.quantize.awq import QuantizeAwq
-from harness.stages.quantize.reloading import difference
+from harness.stages.quantize.proof.reloading import difference
 from harness.testing import check_plugin
 from tests.stages.prune.slow_references import inputs_of, weights_of
 from tests.stages.prune.sparse_world import SEQUENCE, TOKENS, blocks_of, load

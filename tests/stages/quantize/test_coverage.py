@@ -7,8 +7,8 @@ import pytest
 
 from harness.errors import ModelError, Unsupported
 from harness.interfaces import BuildReport
-from harness.stages.quantize.architecture import Architecture, read_architecture
-from harness.stages.quantize.coverage import FILE, Coverage, prove, report_coverage
+from harness.stages.quantize.proof.architecture import Architecture, read_architecture
+from harness.stages.quantize.proof.coverage import FILE, Coverage, prove, report_coverage
 from tests.tiny import tiny_llama
 
 torch = pytest.importorskip("torch")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from harness.errors import ModelError
-from harness.stages.quantize.coverage_gguf import BLOCKS, prove_gguf
 from harness.stages.quantize.gguf import NEED_A_MATRIX, QuantizeGguf
+from harness.stages.quantize.proof.coverage_gguf import BLOCKS, prove_gguf
 from tests.building import artifact, context, convert
 from tests.tiny import tiny_llama
 

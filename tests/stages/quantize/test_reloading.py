@@ -9,11 +9,11 @@ import pytest
 from harness.errors import CorruptArtifact, ModelError, Unsupported
 from harness.interfaces import Artifact
 from harness.spec import Hardware
-from harness.stages.quantize.architecture import read_architecture
-from harness.stages.quantize.coverage import prove
 from harness.stages.quantize.gptq import QuantizeGptq
-from harness.stages.quantize.packing import require_ends_kept, write_packed
-from harness.stages.quantize.reloading import Probe, difference, probe, probe_tokens, require_reload
+from harness.stages.quantize.proof.architecture import read_architecture
+from harness.stages.quantize.proof.coverage import prove
+from harness.stages.quantize.proof.packing import require_ends_kept, write_packed
+from harness.stages.quantize.proof.reloading import Probe, difference, probe, probe_tokens, require_reload
 from tests.building import context
 from tests.stages.prune.sparse_world import SEQUENCE, TOKENS, load
 from tests.stages.quantize.packed_world import pack, reading_here, reconfigure, reopened, rewrite, tensors
