@@ -151,7 +151,7 @@ def rows(results: Results) -> list[Row]:
                 for record in group
                 if record.outcome.is_measured
                 for metric in record.metrics
-                if speaks[metric.evaluation, metric.task] == record.cell.suite.id
+                if speaks[record.cell.model.family, metric.evaluation, metric.task] == record.cell.suite.id
             ),
         )
         for group in groups.values()
@@ -178,21 +178,23 @@ def _configuration(cell: Cell) -> tuple[str | int, ...]:
     return (cell.model.family, cell.model.id, cell.pipeline.id, cell.runtime.id, cell.hardware.id, cell.seed)
 
 
-def _speakers(records: Sequence[Record]) -> dict[Task, str]:
-    """Gives for every task the suite whose answers count: the one most cells have, then the first by name."""
-    votes: dict[Task, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+def _speakers(records: Sequence[Record]) -> dict[tuple[str, str, str], str]:
+    """Gives for every family's task the suite whose answers count: the one most cells have, then the first by name."""
+    votes: dict[tuple[str, str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
-        for task in {(metric.evaluation, metric.task) for metric in record.metrics}:
+        for task in {(record.cell.model.family, metric.evaluation, metric.task) for metric in record.metrics}:
             votes[task][record.cell.suite.id] += 1
     # Records come sorted by suite name, dictionaries keep that order, and max takes the first of equals.
     return {task: max(found, key=lambda suite: found[suite]) for task, found in votes.items()}
 
 
-def _items(records: Iterable[Record], results: Results, speaks: Mapping[Task, str]) -> dict[Task, dict[str, Item]]:
+def _items(
+    records: Iterable[Record], results: Results, speaks: Mapping[tuple[str, str, str], str]
+) -> dict[Task, dict[str, Item]]:
     found: dict[Task, dict[str, Item]] = defaultdict(dict)
     for record in records:
         for task, items in scored(results.observations(record) if record.outcome.is_measured else ()).items():
-            if speaks.get(task, record.cell.suite.id) == record.cell.suite.id:
+            if speaks.get((record.cell.model.family, *task), record.cell.suite.id) == record.cell.suite.id:
                 found[task].update(items)
     return dict(sorted(found.items()))
 

@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 7.6, 5.2
 DODGE = 3.5
 """Points (1/72 inch) between marks of two runtimes, which often stand at the same size and retention."""
 TICKS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+LETTERS_IN_A_LINE = 85
+"""What the names in a legend may have together before they take two lines."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,14 @@ def _frame(family: str, view: View, marks: Sequence[Mark], axes: Axes) -> None:
     _scale(axes)
     if any(mark.entry.row.is_emulated for mark in marks):
         axes.plot([], [], "o", color=FAINT, markerfacecolor="white", markersize=6, label="emulated (size as if packed)")
+    _, names = axes.get_legend_handles_labels()
     axes.legend(
-        loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=4, fontsize=8, handletextpad=0.3, columnspacing=1.6
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.12),
+        ncols=4 if sum(map(len, names)) <= LETTERS_IN_A_LINE else 2,
+        fontsize=8,
+        handletextpad=0.3,
+        columnspacing=1.6,
     )
 
 

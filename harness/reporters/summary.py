@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.interfaces import Results
 from harness.reporters.comparison import Comparison, compare
@@ -60,11 +61,17 @@ class Summary:
     def place(self, entry: Entry) -> str:
         """Names where a row ran: the runtime, and the device and the seed where there are several."""
         cell, parts = entry.row.cell, [entry.row.runtime]
-        if len({other.row.cell.hardware.id for other in self.entries}) > 1:
+        if self._several[0]:
             parts.append(cell.hardware.name)
-        if len({other.row.cell.seed for other in self.entries}) > 1:
+        if self._several[1]:
             parts.append(f"seed {cell.seed}")
         return ", ".join(parts)
+
+    @cached_property
+    def _several(self) -> tuple[bool, bool]:
+        """Says whether there are several devices, and several seeds."""
+        cells = [entry.row.cell for entry in self.entries]
+        return len({cell.hardware.id for cell in cells}) > 1, len({cell.seed for cell in cells}) > 1
 
 
 def summarize(results: Results) -> Summary:

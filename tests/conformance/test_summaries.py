@@ -14,7 +14,12 @@ from harness.testing import check_summary
 
 PUBLISHED = Path(__file__).parent.parent.parent / "results" / "published"
 STORES = {folder.name: Store(folder) for folder in sorted(PUBLISHED.iterdir())}
-RECORDS = {f"{name}: {record.cell}": (store, record) for name, store in STORES.items() for record in store.records}
+RECORDS = {
+    f"{name}: {record.cell}": (store, record)
+    for name, store in STORES.items()
+    for record in store.records
+    if record.outcome.is_measured
+}
 
 
 def rows_of(use: Use, record: Record, rows: Sequence[Observation]) -> list[Observation]:

@@ -111,6 +111,15 @@ def test_a_task_in_two_suites_counts_once_and_from_the_same_suite_for_all_rows()
     assert found.of(("tasks.lm_eval", "arc")).extra == 0
 
 
+def test_another_family_may_have_its_answers_from_another_suite():
+    results, other = FakeResults(), Suite(name="zzz", version="1", evaluations=(Use(use="x"),))
+    for name in ("reference", "q4"):
+        results.add(record(cell(name), a := answers("arc", [1, 0])), a)
+    alone = cell("reference", suite=other, model=Model(family="a-family", source="path:/a"))
+    results.add(record(alone, b := answers("arc", [1, 1])), b)
+    assert [e.row.accuracy(("tasks.lm_eval", "arc")) for e in summarize(results).entries] == [1, 0.5, 0.5]
+
+
 def test_rows_go_by_family_then_reference_then_falling_bits_and_unmeasured_ones_last():
     results = FakeResults()
     for name, bits in (("q4", 4.5), ("reference", 16.0), ("q8", 8.5)):
