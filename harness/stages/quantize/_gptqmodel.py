@@ -18,7 +18,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -102,7 +102,8 @@ def quantize_gptqmodel(stage: Carried, source: Artifact, out: Path, *, context: 
     require_room(assignment, architecture, rows_at_once=stage.rows_at_once)
     with reproducible(context):
         blocks_NT, attention = _look(stage, source, context=context)
-        with _surroundings():
+        # It keeps a log in the current folder.
+        with _surroundings(), chdir(context.scratch):
             made = _run(stage, source, blocks_NT, assignment, context=context)
         _save(made.library, out, source, stage.declaration(assignment))
         model = load_model(out, dtype="bfloat16", attention=attention, hardware=context.hardware)
